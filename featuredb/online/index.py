@@ -1,0 +1,317 @@
+"""The online values of one feature table: a packed row per entity key, newer rows win."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, compress, islice, repeat
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuredb.columns import Column, Columns, Heap, concat, null_column
+from featuredb.frames.arrays import to_pylist
+from featuredb.limits import ABSENT_US, KEY_BYTES_MAX, NS_ONLINE
+from featuredb.online.row import HEADER_BYTES, Buffer, KeyName, RowLayout, damaged, read_headers
+from featuredb.schema import DTYPES
+from featuredb.storage.env import ReadTxn, WriteTxn
+from featuredb.storage.keys import decode_keys
+from featuredb.storage.registry import StoredTable
+
+# Rows packed, compared or decoded at a time. Few, as the garbage collector walks the values of a batch:
+# an update of 1 million stored keys takes 5.0 s with 8 thousand, 7.4 s with 64 thousand.
+BATCH_ROWS = 1 << 13
+_PREFIX_BYTES = 5
+_version_bytes = operator.itemgetter(slice(4, 6))
+_values_bytes = operator.itemgetter(slice(HEADER_BYTES, None))
+_key_bytes = operator.itemgetter(slice(_PREFIX_BYTES, None))
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineRows:
+    """Rows of one table, in the order of the keys asked for; where `found` is False all is null.
+
+    ``event`` and ``created`` are int64 microseconds, `ABSENT_US` where there is none.
+    """
+
+    found: NDArray[np.bool_]
+    event: NDArray[np.int64]
+    created: NDArray[np.int64]
+    commit: NDArray[np.uint64]
+    columns: Mapping[str, Column]
+
+    def at(self, places: NDArray[np.int64]) -> OnlineRows:
+        """The rows at `places`, none where the place is negative."""
+        found = places >= 0
+        if len(places) == len(self.event) and np.array_equal(places, np.arange(len(places))):
+            return self
+        columns = {name: spread(column, places) for name, column in self.columns.items()}
+        if not len(self.event):
+            absent = np.full(len(places), ABSENT_US, dtype=np.int64)
+            return OnlineRows(found, absent, absent, np.zeros(len(places), dtype=np.uint64), columns)
+        return OnlineRows(
+            found,
+            np.where(found, self.event[places], ABSENT_US),
+            np.where(found, self.created[places], ABSENT_US),
+            np.where(found, self.commit[places], np.uint64(0)),
+            columns,
+        )
+
+
+def sort_order(keys: Heap) -> NDArray[np.int64]:
+    """Positions that put `keys` in byte order."""
+    widths = np.diff(keys.offsets)
+    if not len(keys) or (width := int(widths[0])) == 0 or np.any(widths != width):
+        entries = keys.tolist()
+        return np.array(sorted(range(len(entries)), key=entries.__getitem__), dtype=np.int64)
+    matrix = np.ascontiguousarray(keys.data).reshape(len(keys), width)
+    if width <= 8:
+        padded = np.zeros((len(keys), 8), dtype=np.uint8)
+        padded[:, 8 - width :] = matrix
+        return np.argsort(padded.view(">u8").reshape(-1).astype(np.uint64), kind="stable")
+    # numpy orders S by unsigned bytes; that it ignores trailing zeros is harmless among equal widths.
+    return np.argsort(matrix.view(f"S{width}").reshape(-1), kind="stable")
+
+
+def spread(column: Column, places: NDArray[np.int64]) -> Column:
+    """The values of `column` at `places`, null where the place is negative."""
+    found = places >= 0
+    if found.all():
+        return column.take(places)
+    if not len(column):
+        return null_column(column.dtype, len(places))
+    taken = column.take(np.where(found, places, 0))
+    valid = found if taken.valid is None else taken.valid & found
+    return Column(column.dtype, np.where(valid, taken.data, 0).astype(column.dtype.numpy), valid, column.heap)
+
+
+class OnlineIndex:
+    """Latest rows of `table`, stored under ``NS_ONLINE``, table id (u32 big-endian), key bytes.
+
+    Parameters
+    ----------
+    table : StoredTable
+        The table as of the transactions that will be given.
+    """
+
+    def __init__(self, table: StoredTable) -> None:
+        self.table = table
+        self.name = table.definition.name
+        self.prefix = NS_ONLINE + table.id.to_bytes(4, "big")
+        self._layouts: dict[int, RowLayout] = {}
+        self.current = self.layout(len(table.layouts) - 1, self._key_of([]))
+        self._names = {feature_id: name for name, feature_id in table.feature_ids.items()}
+        self._dtypes = {feature.name: DTYPES[feature.dtype] for feature in table.definition.features}
+
+    def update(
+        self,
+        txn: WriteTxn,
+        keys: Heap,
+        event: NDArray[np.int64],
+        created: NDArray[np.int64],
+        commit_id: int | NDArray[Any],
+        columns: Columns,
+    ) -> int:
+        """Write the rows that are newer than, or replace, the stored ones of their keys.
+
+        Parameters
+        ----------
+        txn : WriteTxn
+            Where to write.
+        keys : Heap
+            Distinct key bytes.
+        event, created : ndarray of int64, shape (n,)
+            Microseconds UTC; `ABSENT_US` for an absent created timestamp.
+        commit_id : int or ndarray, shape (n,)
+            The commit of the rows.
+        columns : mapping of str to Column
+            Every live feature of the table.
+
+        Returns
+        -------
+        int
+            Rows written. A row is left out if a later one by (event, created) is stored, or the same one.
+        """
+        commit = np.broadcast_to(np.asarray(commit_id, dtype=np.uint64), len(keys))
+        order = sort_order(keys)
+        last = txn.last(b"") if len(keys) else None
+        # Beyond the greatest key of the tree nothing can be stored yet, and appending fills pages to the brim.
+        append = last is None or bytes(last[0]) < self.prefix + keys.take(order[:1]).tolist()[0]
+        written = 0
+        for start in range(0, len(order), BATCH_ROWS):
+            rows = order[start : start + BATCH_ROWS]
+            packed = self._pack(event[rows], created[rows], commit[rows], {n: c.take(rows) for n, c in columns.items()})
+            full = self._full_keys(keys.take(rows))
+            values = packed.tolist()
+            if not append:
+                wins = self._wins(txn, full, values, event[rows], created[rows])
+                full, values = list(compress(full, wins)), list(compress(values, wins))
+            txn.put_many(zip(full, values, strict=True), append=append)
+            written += len(full)
+        return written
+
+    def _full_keys(self, keys: Heap) -> list[bytes]:
+        return list(map(self.prefix.__add__, keys.tolist()))
+
+    def _pack(
+        self, event: NDArray[np.int64], created: NDArray[np.int64], commit: NDArray[Any], columns: Columns
+    ) -> Heap:
+        """Rows in the current layout; a feature of it that has been removed since is null."""
+        parts = [
+            columns[self._names[feature_id]] if feature_id in self._names else null_column(dtype, len(event))
+            for feature_id, dtype in self.current.features
+        ]
+        return self.current.pack_many(event, created, commit, parts)
+
+    def _wins(
+        self,
+        txn: ReadTxn,
+        full: list[bytes],
+        values: list[bytes],
+        event: NDArray[np.int64],
+        created: NDArray[np.int64],
+    ) -> NDArray[np.bool_]:
+        """Which of the rows `values` under the distinct keys `full` are to be written."""
+        wins = np.ones(len(full), dtype=np.bool_)
+        found_keys, stored = _pairs(txn.get_many(full))
+        if not stored:
+            return wins
+        place_of = dict(zip(full, range(len(full)), strict=True))
+        places = np.fromiter(map(place_of.__getitem__, found_keys), dtype=np.int64, count=len(stored))
+        headers = read_headers(stored, self.name, self._key_of(found_keys))
+        same_event = event[places] == headers["event"]
+        newer = (event[places] > headers["event"]) | (same_event & (created[places] > headers["created"]))
+        tied = same_event & (created[places] == headers["created"])
+        wins[places] = newer
+        ties = np.flatnonzero(tied)
+        if len(ties):
+            before = self._in_current_layout(list(compress(stored, tied)), list(compress(found_keys, tied)))
+            after = map(values.__getitem__, places[ties].tolist())
+            differs = map(operator.ne, map(_values_bytes, before), map(_values_bytes, after))
+            wins[places[ties]] = np.fromiter(differs, dtype=np.bool_, count=len(ties))
+        return wins
+
+    def _in_current_layout(self, stored: list[Buffer], keys: list[bytes]) -> list[bytes]:
+        """Stored rows as bytes, those of older layouts packed anew, so that content can be compared."""
+        version = self.current.version.to_bytes(2, "little")
+        old = list(map(version.__ne__, map(bytes, map(_version_bytes, stored))))
+        rows = list(map(bytes, stored))
+        if any(old):
+            decoded = self._decode(list(compress(stored, old)), list(compress(keys, old)), list(self._dtypes))
+            packed = self._pack(decoded.event, decoded.created, decoded.commit, decoded.columns)
+            replaced = np.empty(len(rows), dtype=object)
+            replaced[:] = rows
+            replaced[np.flatnonzero(old)] = packed.tolist()
+            rows = replaced.tolist()
+        return rows
+
+    def read(self, txn: ReadTxn, keys: Heap, features: Sequence[str] | None = None) -> OnlineRows:
+        """The rows of `keys` (any order, repeats allowed), with the columns `features` (None: all)."""
+        names = list(self._dtypes) if features is None else list(dict.fromkeys(features))
+        asked = self._full_keys(keys)
+        # In key order a look-up takes 0.4 us instead of 1.4 us a key; for a few keys sorting does not pay.
+        ordered = asked if len(asked) < 64 else self._full_keys(keys.take(sort_order(keys)))
+        distinct = dict.fromkeys(ordered)
+        # LMDB refuses keys longer than any that is stored.
+        too_long = np.diff(keys.offsets) > KEY_BYTES_MAX
+        if too_long.any():
+            for key in compress(asked, too_long):
+                distinct.pop(key, None)
+        found_keys, stored = _pairs(txn.get_many(list(distinct)))
+        rows = self._decode(stored, found_keys, names)
+        place_of = dict(zip(found_keys, range(len(found_keys)), strict=True))
+        places = np.fromiter(map(place_of.get, asked, repeat(-1)), dtype=np.int64, count=len(asked))
+        return rows.at(places)
+
+    def scan(self, txn: ReadTxn) -> Iterator[tuple[Heap, OnlineRows]]:
+        """All rows in key order, in batches: key bytes, and rows with every live feature."""
+        entries = txn.scan(self.prefix)
+        while batch := list(islice(entries, BATCH_ROWS)):
+            keys, stored = _pairs(batch)
+            yield Heap.of(list(map(_key_bytes, keys))), self._decode(stored, keys, list(self._dtypes))
+
+    def count(self, txn: ReadTxn) -> int:
+        """Keys that have a row."""
+        return sum(map(bool, txn.scan(self.prefix)))
+
+    def delete_all(self, txn: WriteTxn) -> int:
+        """Remove every row; returns how many there were."""
+        return txn.delete_prefix(self.prefix)
+
+    def layout(self, version: int, key_of: KeyName) -> RowLayout:
+        """The layout `version`, which the row ``key_of(0)`` says it has."""
+        layout = self._layouts.get(version)
+        if layout is None:
+            layouts = self.table.layouts
+            if version >= len(layouts):
+                raise damaged(f"it has layout {version}, the table only {len(layouts)} of them", self.name, key_of(0))
+            layout = RowLayout(version, [(feature_id, DTYPES[dtype]) for feature_id, dtype in layouts[version]])
+            self._layouts[version] = layout
+        return layout
+
+    def _key_of(self, full_keys: Sequence[bytes]) -> KeyName:
+        """Names a row in an error by its entity key."""
+
+        def key_of(row: int) -> object:
+            key = Heap.of([full_keys[row][_PREFIX_BYTES:]])
+            values = [to_pylist(column)[0] for column in decode_keys(key, self.table.key_dtypes)]
+            return values[0] if len(values) == 1 else tuple(values)
+
+        return key_of
+
+    def _decode(self, stored: Sequence[Buffer], full_keys: Sequence[bytes], names: Sequence[str]) -> OnlineRows:
+        """Rows of any layouts, all `found`; features that a row's layout lacks are null."""
+        key_of = self._key_of(full_keys)
+        marks = b"".join(map(_version_bytes, stored))
+        if len(marks) != 2 * len(stored):
+            read_headers(stored, self.name, key_of)  # raises: a row is too short to have a version
+        versions = np.frombuffer(marks, dtype="<u2")
+        present = np.unique(versions).tolist()
+        if not present:
+            present = [self.current.version]
+        if len(present) == 1:
+            return self._decode_version(present[0], stored, names, key_of)
+        rows_of = [np.flatnonzero(versions == version) for version in present]
+        parts = [
+            self._decode_version(
+                version,
+                list(compress(stored, versions == version)),
+                names,
+                self._key_of(list(compress(full_keys, versions == version))),
+            )
+            for version in present
+        ]
+        places = np.empty(len(stored), dtype=np.int64)
+        places[np.concatenate(rows_of)] = np.arange(len(stored))
+        joined = OnlineRows(
+            np.ones(len(stored), dtype=np.bool_),
+            np.concatenate([part.event for part in parts]),
+            np.concatenate([part.created for part in parts]),
+            np.concatenate([part.commit for part in parts]),
+            {name: concat([part.columns[name] for part in parts]) for name in names},
+        )
+        return joined.at(places)
+
+    def _decode_version(
+        self, version: int, stored: Sequence[Buffer], names: Sequence[str], key_of: KeyName
+    ) -> OnlineRows:
+        if version >= len(self.table.layouts):
+            read_headers(stored, self.name, key_of)  # most likely the checksum says it better
+        layout = self.layout(version, key_of)
+        place_of = {name: layout.places.get(self.table.feature_ids[name]) for name in names}
+        kept = [place for place in place_of.values() if place is not None]
+        event, created, commit, values = layout.unpack_many(stored, self.name, key_of, kept)
+        known = iter(values)
+        columns = {
+            name: null_column(self._dtypes[name], len(stored)) if place is None else next(known)
+            for name, place in place_of.items()
+        }
+        return OnlineRows(np.ones(len(stored), dtype=np.bool_), event, created, commit, columns)
+
+
+def _pairs(entries: Sequence[tuple[Buffer, Buffer]]) -> tuple[list[bytes], list[Buffer]]:
+    """Keys (copied) and values of `entries`."""
+    flat = list(chain.from_iterable(entries))
+    return list(map(bytes, flat[::2])), flat[1::2]

@@ -1,0 +1,302 @@
+"""Packed online rows: one entity key's latest values as bytes, checksummed.
+
+Little-endian, no padding: crc32 of all that follows (u32), layout version (u16), event timestamp (i64),
+created timestamp (i64), commit id (u64), null bits (bit = 1: null), then the features in order, a fixed
+width each (string and bytes: u32 length of the value), then the variable-width values one after the other.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuredb.columns import Column, Heap
+from featuredb.errors import CorruptionError, LimitError
+from featuredb.limits import CHUNK_BYTES_MAX
+from featuredb.schema import DType
+
+Buffer = bytes | memoryview
+KeyName = Callable[[int], object]
+
+HEADER = np.dtype(
+    [("crc", "<u4"), ("version", "<u2"), ("event", "<i8"), ("created", "<i8"), ("commit", "<u8")], align=False
+)
+HEADER_BYTES = HEADER.itemsize
+VERSION_MAX = 0xFFFF
+_HEADER_CODES = "<IHqqQ"
+_CODES = {
+    "bool": "?", "int8": "b", "int16": "h", "int32": "i", "int64": "q", "uint8": "B", "uint16": "H", "uint32": "I",
+    "uint64": "Q", "float32": "f", "float64": "d", "timestamp": "q", "string": "I", "bytes": "I",
+}  # fmt: skip
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_checked = itemgetter(slice(4, None))
+_header = itemgetter(slice(0, HEADER_BYTES))
+
+
+def damaged(what: str, table: str, key: object) -> CorruptionError:
+    """The error for an online row that cannot be trusted."""
+    return CorruptionError(
+        f"online row of table {table!r}, key {key!r}: {what}; the file is damaged: restore a backup, "
+        "or reload the online values with materialize()"
+    )
+
+
+def read_headers(buffers: Sequence[Buffer], table: str, key_of: KeyName) -> NDArray[np.void]:
+    """Headers of all rows, their checksums verified; ``key_of(i)`` names row `i` in an error."""
+    lengths = np.fromiter(map(len, buffers), dtype=np.int64, count=len(buffers))
+    short = np.flatnonzero(lengths < HEADER_BYTES)
+    if len(short):
+        raise damaged(f"{lengths[short[0]]} bytes are too few for a row", table, key_of(int(short[0])))
+    headers = np.frombuffer(b"".join(map(_header, buffers)), dtype=HEADER)
+    sums = np.fromiter(map(zlib.crc32, map(_checked, buffers)), dtype=np.uint32, count=len(buffers))
+    wrong = np.flatnonzero(sums != headers["crc"])
+    if len(wrong):
+        raise damaged("its checksum does not match", table, key_of(int(wrong[0])))
+    return headers
+
+
+class RowLayout:
+    """The bytes of a row for one list of features.
+
+    Parameters
+    ----------
+    version : int
+        Stored in every row, so that a reader knows which layout it has.
+    features : sequence of (int, DType)
+        Feature ids and dtypes, in the order of their values.
+    """
+
+    def __init__(self, version: int, features: Sequence[tuple[int, DType]]) -> None:
+        if not 0 <= version <= VERSION_MAX:
+            raise LimitError(f"a table's features can change {VERSION_MAX} times, and have; make a new feature table")
+        self.version = version
+        self.features = tuple(features)
+        self.places = {feature_id: place for place, (feature_id, _) in enumerate(self.features)}
+        self.null_bytes = (len(self.features) + 7) // 8
+        self._names = [f"v{place}" for place in range(len(self.features))]
+        self._variable = [place for place, (_, dtype) in enumerate(self.features) if dtype.is_variable]
+        self._dtype = np.dtype(
+            [
+                *((name, HEADER[name]) for name in HEADER.names or ()),
+                ("nulls", "u1", (self.null_bytes,)),
+                *(
+                    (name, "<u4" if dtype.is_variable else dtype.numpy)
+                    for name, (_, dtype) in zip(self._names, self.features, strict=True)
+                ),
+            ],
+            align=False,
+        )
+        self.fixed_bytes = self._dtype.itemsize
+        self._one = RowReader(self, tuple(self.places))
+
+    def pack_many(
+        self,
+        event: NDArray[np.int64],
+        created: NDArray[np.int64],
+        commit: NDArray[Any],
+        columns: Sequence[Column],
+    ) -> Heap:
+        """One packed row per row of `columns` (in feature order); equal rows give equal bytes."""
+        rows = len(event)
+        fixed = np.zeros(rows, dtype=self._dtype)
+        fixed["version"] = self.version
+        fixed["event"], fixed["created"], fixed["commit"] = event, created, commit
+        nulls = fixed["nulls"]
+        pieces = np.empty((rows, 1 + len(self._variable)), dtype=object)
+        sizes = np.full(rows, self.fixed_bytes, dtype=np.int64)
+        for place, (name, column) in enumerate(zip(self._names, columns, strict=True)):
+            if column.valid is not None:
+                nulls[:, place >> 3] |= (~column.valid).astype(np.uint8) << (place & 7)
+            if column.heap is not None:
+                lengths, pieces[:, 1 + self._variable.index(place)] = _entries(column, column.heap)
+                fixed[name] = lengths
+                sizes += lengths
+            else:
+                # A null is stored as zero whatever the column holds there: content is compared by its bytes.
+                fixed[name] = column.data if column.valid is None else np.where(column.valid, column.data, 0)
+        if rows and int(sizes.max()) > CHUNK_BYTES_MAX:
+            raise LimitError(f"a row of {int(sizes.max())} bytes is too long; at most {CHUNK_BYTES_MAX}")
+        pieces[:, 0] = np.ascontiguousarray(fixed).view(f"V{self.fixed_bytes}").tolist()
+        raw = bytearray().join(pieces.ravel().tolist())
+        offsets = np.zeros(rows + 1, dtype=np.int64)
+        np.cumsum(sizes, out=offsets[1:])
+        spans = map(slice, (offsets[:-1] + 4).tolist(), offsets[1:].tolist())
+        sums = np.fromiter(map(zlib.crc32, map(memoryview(raw).__getitem__, spans)), dtype="<u4", count=rows)
+        data = np.frombuffer(raw, dtype=np.uint8)
+        data[offsets[:-1, None] + np.arange(4)] = sums.view(np.uint8).reshape(rows, 4)
+        return Heap(offsets, data)
+
+    def unpack_one(self, buffer: Buffer, table: str = "", key: object = None) -> tuple[int, int, int, list[Any]]:
+        """Event, created, commit and the values of one row; see `RowReader.read`."""
+        return self._one.read(buffer, table, key)
+
+    def unpack_many(
+        self,
+        buffers: Sequence[Buffer],
+        table: str = "",
+        key_of: KeyName = int,
+        places: Sequence[int] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64], list[Column]]:
+        """Event, created and commit of all rows, and the columns at `places` (None: every feature).
+
+        Raises
+        ------
+        CorruptionError
+            Names `table` and ``key_of(i)`` of the first row that is not what was written.
+        """
+        headers = read_headers(buffers, table, key_of)
+        raw = np.frombuffer(b"".join(buffers), dtype=np.uint8)
+        sizes = np.fromiter(map(len, buffers), dtype=np.int64, count=len(buffers))
+        self._raise_first(headers["version"] != self.version, "it has another layout than asked", table, key_of)
+        self._raise_first(sizes < self.fixed_bytes, "it is shorter than its layout", table, key_of)
+        if self._variable:
+            front = itemgetter(slice(0, self.fixed_bytes))
+            fixed = np.frombuffer(b"".join(map(front, buffers)), dtype=self._dtype)
+        else:
+            self._raise_first(sizes != self.fixed_bytes, "it is longer than its layout", table, key_of)
+            fixed = raw.view(self._dtype)
+        # starts[place]: where the values of that variable-width feature begin within raw.
+        cursor = np.cumsum(sizes) - sizes + self.fixed_bytes
+        starts = {}
+        for place in self._variable:
+            starts[place] = cursor
+            cursor = cursor + fixed[self._names[place]]
+        self._raise_first(cursor != np.cumsum(sizes), "its values do not fill it", table, key_of)
+        wanted = range(len(self.features)) if places is None else places
+        nulls = fixed["nulls"] if fixed["nulls"].any() else None
+        columns = [self._column(place, fixed[self._names[place]], nulls, starts.get(place), raw) for place in wanted]
+        return headers["event"].copy(), headers["created"].copy(), headers["commit"].copy(), columns
+
+    def _column(
+        self,
+        place: int,
+        data: NDArray[Any],
+        nulls: NDArray[np.uint8] | None,
+        starts: NDArray[np.int64] | None,
+        raw: NDArray[np.uint8],
+    ) -> Column:
+        dtype = self.features[place][1]
+        valid = None
+        if nulls is not None:
+            bits = nulls[:, place >> 3] >> (place & 7) & 1
+            valid = (bits == 0) if bits.any() else None
+        if starts is None:
+            return Column(dtype, data.copy(), valid)
+        rows = np.arange(len(data))
+        spans = np.append(np.stack([starts, starts + data], axis=1).reshape(-1), len(raw))
+        heap = Heap(spans.astype(np.int64), raw).take(2 * rows)
+        numbers = rows if valid is None else np.where(valid, rows, 0)
+        return Column(dtype, numbers.astype(dtype.numpy), valid, heap)
+
+    @staticmethod
+    def _raise_first(wrong: NDArray[np.bool_], what: str, table: str, key_of: KeyName) -> None:
+        if wrong.any():
+            raise damaged(what, table, key_of(int(np.argmax(wrong))))
+
+
+def _entries(column: Column, heap: Heap) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
+    """Length and bytes of every value of a string or bytes column; of a null: 0 and empty."""
+    places = column.data
+    if len(heap) > len(places):
+        # Rows of a batch that share the heap of a whole table: look at the entries in use only.
+        used, places = np.unique(places if column.valid is None else places[column.valid], return_inverse=True)
+        heap = heap.take(used)
+        if column.valid is not None:
+            spread = np.zeros(len(column), dtype=np.int64)
+            spread[column.valid] = places
+            places = spread
+    if column.valid is not None:
+        places = np.where(column.valid, places, len(heap))
+    values = np.empty(len(heap) + 1, dtype=object)
+    values[:-1] = heap.tolist()
+    values[-1] = b""
+    return np.append(np.diff(heap.offsets), 0)[places], values[places]
+
+
+class RowReader:
+    """Reads chosen features of one row at a time: what a look-up of a single key runs.
+
+    Parameters
+    ----------
+    layout : RowLayout
+        Layout of the rows to read.
+    feature_ids : sequence of int
+        The features to return, in that order; one that `layout` lacks is None.
+    """
+
+    __slots__ = ("_arrange", "_fixed", "_fixed_bytes", "_no_nulls", "_places", "_timestamps", "_unpack", "_variable",
+                 "_version")  # fmt: skip
+
+    def __init__(self, layout: RowLayout, feature_ids: Sequence[int]) -> None:
+        wanted = {layout.places[one] for one in feature_ids if one in layout.places}
+        # Lengths of all variable-width values are read, the fixed-width ones not asked for are skipped.
+        self._places = [
+            place for place, (_, dtype) in enumerate(layout.features) if place in wanted or dtype.is_variable
+        ]
+        codes = [
+            _CODES[dtype.name] if place in wanted or dtype.is_variable else f"{dtype.numpy.itemsize}x"
+            for place, (_, dtype) in enumerate(layout.features)
+        ]
+        packed = struct.Struct(f"{_HEADER_CODES}{layout.null_bytes}s{''.join(codes)}")
+        dtypes = [layout.features[place][1] for place in self._places]
+        self._fixed = not any(dtype.is_variable for dtype in dtypes)
+        self._unpack: Callable[[Buffer], tuple[Any, ...]] = packed.unpack if self._fixed else packed.unpack_from
+        self._fixed_bytes = layout.fixed_bytes
+        self._version = layout.version
+        self._no_nulls = bytes(layout.null_bytes)
+        self._variable = [(i, dtype.name == "string") for i, dtype in enumerate(dtypes) if dtype.is_variable]
+        self._timestamps = [i for i, dtype in enumerate(dtypes) if dtype.name == "timestamp"]
+        missing = len(self._places)
+        positions = {layout.features[place][0]: i for i, place in enumerate(self._places)}
+        order = [positions.get(one, missing) for one in feature_ids]
+        self._arrange = None if order == list(range(missing)) else order
+
+    def read(self, buffer: Buffer, table: str = "", key: object = None) -> tuple[int, int, int, list[Any]]:
+        """Event, created and commit of the row, and its values as plain Python values, None where null.
+
+        Raises
+        ------
+        CorruptionError
+            If checksum, layout version or lengths do not match; names `table` and `key`.
+        """
+        try:
+            crc, version, event, created, commit, bits, *values = self._unpack(buffer)
+        except struct.error:
+            raise damaged(f"{len(buffer)} bytes do not fit its layout", table, key) from None
+        if zlib.crc32(buffer[4:]) != crc:
+            raise damaged("its checksum does not match", table, key)
+        if version != self._version:
+            raise damaged(f"it has layout {version}, not {self._version}", table, key)
+        try:
+            if not self._fixed:
+                self._fill_variable(buffer, values)
+            for i in self._timestamps:
+                values[i] = _EPOCH + timedelta(microseconds=values[i])
+        except (ValueError, OverflowError) as error:
+            raise damaged(str(error), table, key) from None
+        if bits != self._no_nulls:
+            mask = int.from_bytes(bits, "little")
+            for i, place in enumerate(self._places):
+                if mask >> place & 1:
+                    values[i] = None
+        if self._arrange is not None:
+            values.append(None)
+            values = [values[i] for i in self._arrange]
+        return event, created, commit, values
+
+    def _fill_variable(self, buffer: Buffer, values: list[Any]) -> None:
+        """Replace the lengths among `values` by the values behind the fixed part."""
+        start = self._fixed_bytes
+        if start + sum([values[i] for i, _ in self._variable]) != len(buffer):
+            raise ValueError("its values do not fill it")
+        for i, is_text in self._variable:
+            end = start + values[i]
+            values[i] = str(buffer[start:end], "utf-8") if is_text else bytes(buffer[start:end])
+            start = end
