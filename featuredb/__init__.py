@@ -1,0 +1,70 @@
+"""featuredb: an embedded feature store. One library, one file, no servers.
+
+A `Database` is one ``.fdb`` file. *Entities* name the things that features describe; a *feature table*
+holds features of the same entities, as rows of (entity key, event timestamp, created timestamp, values);
+a *feature service* is a named list of features that a model reads. ``ingest`` loads rows: history goes to
+time-sorted segments, the latest row of each key to the online values, both in one commit. For training,
+``get_historical_features`` joins onto an entity dataframe what was known at each row's timestamp; for
+serving, ``get_online_features`` and ``online_reader`` read the latest values in microseconds. Both use one
+total order of rows (event, then created timestamp), so they cannot disagree.
+"""
+
+from featuredb.database import Database, MaterializeReport
+from featuredb.database import open_database as open
+from featuredb.errors import (
+    BusyError,
+    ClosedError,
+    CorruptionError,
+    DefinitionError,
+    FeatureDBError,
+    FileError,
+    ForkedError,
+    FormatVersionError,
+    InputError,
+    LimitError,
+    MissingExtraError,
+    NotADatabaseError,
+    NotFoundError,
+    Problem,
+    ReadOnlyError,
+)
+from featuredb.online.reader import OnlineReader
+from featuredb.online.response import OnlineArrays, OnlineResponse, Status
+from featuredb.schema import Entity, Feature, FeatureService, FeatureTable
+from featuredb.sources import FileSource
+from featuredb.storage.log import Commit
+from featuredb.storage.registry import Change
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BusyError",
+    "Change",
+    "ClosedError",
+    "Commit",
+    "CorruptionError",
+    "Database",
+    "DefinitionError",
+    "Entity",
+    "Feature",
+    "FeatureDBError",
+    "FeatureService",
+    "FeatureTable",
+    "FileError",
+    "FileSource",
+    "ForkedError",
+    "FormatVersionError",
+    "InputError",
+    "LimitError",
+    "MaterializeReport",
+    "MissingExtraError",
+    "NotADatabaseError",
+    "NotFoundError",
+    "OnlineArrays",
+    "OnlineReader",
+    "OnlineResponse",
+    "Problem",
+    "ReadOnlyError",
+    "Status",
+    "open",
+]

@@ -1,0 +1,129 @@
+"""Columns in memory: what every other module passes around. Plain numpy arrays, no pandas, no Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuredb.schema import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Heap:
+    """Values of variable width, one after the other: entry ``i`` is ``data[offsets[i]:offsets[i + 1]]``.
+
+    ``offsets`` is int64 of length entries + 1, ``data`` uint8 (UTF-8 for strings).
+    """
+
+    offsets: NDArray[np.int64]
+    data: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def tolist(self) -> list[bytes]:
+        """The entries as bytes objects."""
+        raw = self.data.tobytes()
+        bounds = self.offsets.tolist()
+        return list(map(raw.__getitem__, map(slice, bounds[:-1], bounds[1:])))
+
+    @staticmethod
+    def of(values: Sequence[bytes]) -> Heap:
+        """A heap of `values`, in their order."""
+        offsets = np.zeros(len(values) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, values), dtype=np.int64, count=len(values)), out=offsets[1:])
+        return Heap(offsets, np.frombuffer(b"".join(values), dtype=np.uint8))
+
+    def take(self, places: NDArray[Any]) -> Heap:
+        """A heap of the entries at `places`, in that order."""
+        places = np.asarray(places)
+        lengths = (self.offsets[1:] - self.offsets[:-1])[places]
+        offsets = np.zeros(len(places) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        # Byte j of the result comes from where its entry starts plus its distance from the entry's start.
+        source = np.repeat(self.offsets[:-1][places] - offsets[:-1], lengths)
+        source += np.arange(offsets[-1], dtype=np.int64)
+        return Heap(offsets, self.data[source])
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`n` values of one dtype, any of which may be null.
+
+    Parameters
+    ----------
+    dtype : DType
+        What the values are.
+    data : ndarray, shape (n,)
+        Of dtype ``dtype.numpy``: the values; for string and bytes, each row's place in `heap`.
+        Zero where null.
+    valid : ndarray of bool, shape (n,), or None
+        False where null; None when nothing is null.
+    heap : Heap or None
+        The distinct (or all) values of a string or bytes column.
+    """
+
+    dtype: DType
+    data: NDArray[Any]
+    valid: NDArray[np.bool_] | None = None
+    heap: Heap | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def null_count(self) -> int:
+        return 0 if self.valid is None else int(len(self.valid) - np.count_nonzero(self.valid))
+
+    def take(self, rows: NDArray[Any]) -> Column:
+        """The column at `rows` (positions, a mask or a slice)."""
+        valid = None if self.valid is None else self.valid[rows]
+        return Column(self.dtype, self.data[rows], valid, self.heap)
+
+    def compact(self) -> Column:
+        """The same column whose heap holds just the values in use, none twice-referenced values lost."""
+        if self.heap is None:
+            return self
+        used = np.zeros(len(self.heap), dtype=np.bool_)
+        used[self.data if self.valid is None else self.data[self.valid]] = True
+        if used.all():
+            return self
+        renumbered = np.cumsum(used, dtype=np.int64) - 1
+        data = np.zeros(len(self.data), dtype=self.dtype.numpy)
+        rows = slice(None) if self.valid is None else self.valid
+        data[rows] = renumbered[self.data[rows]]
+        return Column(self.dtype, data, self.valid, self.heap.take(np.flatnonzero(used)))
+
+
+Columns = Mapping[str, Column]
+
+
+def null_column(dtype: DType, rows: int) -> Column:
+    """A column of `rows` nulls."""
+    heap = Heap.of([]) if dtype.is_variable else None
+    return Column(dtype, np.zeros(rows, dtype=dtype.numpy), np.zeros(rows, dtype=np.bool_), heap)
+
+
+def concat(parts: Sequence[Column]) -> Column:
+    """The parts one after the other; all of one dtype."""
+    if len(parts) == 1:
+        return parts[0]
+    dtype = parts[0].dtype
+    valid = None
+    if any(part.valid is not None for part in parts):
+        valid = np.concatenate([np.ones(len(p), np.bool_) if p.valid is None else p.valid for p in parts])
+    if not dtype.is_variable:
+        return Column(dtype, np.concatenate([part.data for part in parts]), valid)
+    heaps = [part.heap for part in parts if part.heap is not None]
+    entries = np.cumsum([0, *map(len, heaps)])
+    sizes = np.cumsum([0, *(int(heap.offsets[-1]) for heap in heaps)])
+    offsets = [np.zeros(1, dtype=np.int64)]
+    offsets += [heap.offsets[1:] + base for heap, base in zip(heaps, sizes[:-1], strict=True)]
+    heap = Heap(np.concatenate(offsets), np.concatenate([heap.data for heap in heaps]))
+    data = np.concatenate([part.data + base for part, base in zip(parts, entries[:-1], strict=True)])
+    data = data.astype(dtype.numpy)
+    return Column(dtype, data if valid is None else np.where(valid, data, 0).astype(dtype.numpy), valid, heap)

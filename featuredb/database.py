@@ -1,0 +1,666 @@
+"""The `Database` facade: wiring, no bytes, no loops over rows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from featuredb.errors import ClosedError, DefinitionError, InputError, ReadOnlyError
+from featuredb.limits import WRITE_TIMEOUT_SECONDS
+from featuredb.online.index import OnlineIndex
+from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, read_rows
+from featuredb.schema import Definition, Entity, FeatureService, FeatureTable
+from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
+from featuredb.storage.log import Commit, append_commit, commits, last_commit
+from featuredb.storage.manifest import drop_table, read_manifest
+from featuredb.storage.registry import (
+    Change,
+    Registry,
+    StoredTable,
+    apply_changes,
+    delete_service,
+    delete_table,
+    read_registry,
+    registry_state,
+    write_registry,
+)
+from featuredb.storage.segment import SegmentCache
+
+if TYPE_CHECKING:
+    from featuredb.offline.dictionary import KeyDictionary
+    from featuredb.offline.ingest import IngestReport, Progress
+    from featuredb.offline.training import TrainingSet
+    from featuredb.online.response import OnlineResponse
+    from featuredb.verify import VerifyReport
+
+
+@dataclass(frozen=True, slots=True)
+class MaterializeReport:
+    """What ``materialize`` did: online keys written by table, the commit, and wall seconds."""
+
+    keys_updated: dict[str, int]
+    commit_id: int
+    seconds: float
+
+
+def open_database(
+    path: str | os.PathLike[str],
+    *,
+    read_only: bool = False,
+    create: bool = True,
+    durability: Literal["full", "relaxed"] = "full",
+    timeout: float = WRITE_TIMEOUT_SECONDS,
+) -> Database:
+    """Open a featuredb file, or make a new one.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file; ``":memory:"`` for a database that is gone when closed.
+    read_only : bool
+        Refuse every call that writes.
+    create : bool
+        Make the file if it does not exist.
+    durability : {"full", "relaxed"}
+        With ``"full"`` a call that returned survives power loss. With ``"relaxed"`` the last commit may
+        be undone by a power loss (not by a crash of the process); the file stays whole.
+    timeout : float
+        Seconds a call that writes waits for another writer before it raises `BusyError`.
+
+    Returns
+    -------
+    Database
+        Opening the same file again in a process shares one environment.
+
+    Raises
+    ------
+    FileError
+        If the path cannot be opened: missing with ``create=False``, a directory, empty, no permission.
+    NotADatabaseError, FormatVersionError, CorruptionError
+        If the file is not ours, newer than this library, or damaged.
+
+    Examples
+    --------
+    >>> import featuredb as fdb
+    >>> with fdb.open(":memory:") as db:
+    ...     db.list_feature_tables()
+    []
+    """
+    if durability not in ("full", "relaxed"):
+        raise InputError(f"durability must be 'full' or 'relaxed', not {durability!r}")
+    folder = None
+    if os.fspath(path) == ":memory:":
+        if read_only:
+            raise InputError("':memory:' is always new: it cannot be opened read-only")
+        folder = tempfile.mkdtemp(prefix="featuredb-")
+        path = os.path.join(folder, "memory.fdb")
+    try:
+        env = open_env(path, create=create and not read_only, readonly=read_only, durable=durability == "full")
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Database(env, read_only=read_only, durable=durability == "full", timeout=timeout, folder=folder)
+
+
+class Database:
+    """One open featuredb file. Made by ``featuredb.open``; safe to use from several threads.
+
+    Every call that writes is one atomic commit; every call that reads sees one commit, whole.
+    """
+
+    def __init__(self, env: Env, *, read_only: bool, durable: bool, timeout: float, folder: str | None) -> None:
+        self._env = env
+        self._read_only = read_only
+        self._durable = durable
+        self._timeout = timeout
+        self._folder = folder
+        self._cache = SegmentCache()
+        self._dictionaries: dict[int, KeyDictionary] = {}
+        self._definitions: tuple[bytes, Registry] | None = None
+        self._closed = False
+
+    # --- life ---------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """Absolute path of the file."""
+        return self._env.path
+
+    def __enter__(self) -> Database:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<featuredb.Database {self.path!r}{' (closed)' if self._closed else ''}>"
+
+    def close(self) -> None:
+        """Close the file. Closing twice is allowed; any other use afterwards raises `ClosedError`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._env.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the database {self.path} is closed; open it again with featuredb.open()")
+
+    # --- transactions -------------------------------------------------------------------------
+
+    def _registry(self, txn: ReadTxn) -> Registry:
+        """The definitions in this transaction; decoded once for each version of them."""
+        state = registry_state(txn)
+        held = self._definitions
+        if held is None or held[0] != state:
+            held = self._definitions = (state, read_registry(txn))
+        return held[1]
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[tuple[ReadTxn, Registry]]:
+        self._check_open()
+        with self._env.read() as txn:
+            yield txn, self._registry(txn)
+
+    @contextmanager
+    def _writer(self) -> Iterator[None]:
+        self._check_open()
+        if self._read_only:
+            raise ReadOnlyError(f"{self.path} was opened read-only; open it with read_only=False to write")
+        with self._env.writer(self._timeout):
+            from featuredb.storage.manifest import discard_staged
+
+            discard_staged(self._env)
+            yield
+
+    def _dictionary(self, table: StoredTable) -> KeyDictionary:
+        from featuredb.offline.dictionary import KeyDictionary
+
+        if table.space_id not in self._dictionaries:
+            self._dictionaries.setdefault(table.space_id, KeyDictionary(table.space_id, table.key_dtypes))
+        return self._dictionaries[table.space_id]
+
+    # --- definitions --------------------------------------------------------------------------
+
+    def plan(self, objects: Definition | Iterable[Definition]) -> list[Change]:
+        """What ``apply(objects)`` would change; raises what it would raise, and changes nothing."""
+        with self._snapshot() as (_, registry):
+            return apply_changes(registry, objects)[1]
+
+    def apply(self, objects: Definition | Iterable[Definition]) -> list[Change]:
+        """Create or change definitions, all of them or none.
+
+        Allowed are new features (old rows read null), removed features (the name stays reserved), and
+        any max age, source, labels or description. A source is not touched.
+
+        Parameters
+        ----------
+        objects : Entity, FeatureTable, FeatureService, or an iterable of them
+            In any order; each may use what the same call defines.
+
+        Returns
+        -------
+        list of Change
+            One for each object; ``action`` is create, update or unchanged.
+
+        Raises
+        ------
+        DefinitionError
+            Lists everything that is refused: a changed dtype, changed entities of a table, unknown
+            entities, references that do not resolve.
+        """
+        objects = [objects] if isinstance(objects, Entity | FeatureTable | FeatureService) else list(objects)
+
+        def work(txn: WriteTxn) -> list[Change]:
+            old = read_registry(txn)
+            new, changes = apply_changes(old, objects)
+            if all(change.action == "unchanged" for change in changes):
+                return changes
+            for name, table in new.tables.items():
+                before = old.tables.get(name)
+                if before is not None and before.definition.online and not table.definition.online:
+                    OnlineIndex(before).delete_all(txn)
+            self._commit_registry(txn, old, new, "apply", None)
+            return changes
+
+        with self._writer():
+            return self._env.write(work, durable=self._durable)
+
+    def _commit_registry(self, txn: WriteTxn, old: Registry, new: Registry, operation: str, table: str | None) -> None:
+        write_registry(txn, old, new)
+        append_commit(txn, operation, table, 0)
+
+    def get_entity(self, name: str) -> Entity:
+        """The entity `name`; `NotFoundError` names those there are."""
+        with self._snapshot() as (_, registry):
+            return registry.entity(name)
+
+    def list_entities(self) -> list[Entity]:
+        """Every entity, by name."""
+        with self._snapshot() as (_, registry):
+            return [registry.entities[name] for name in sorted(registry.entities)]
+
+    def get_feature_table(self, name: str) -> FeatureTable:
+        """The feature table `name`; `NotFoundError` names those there are."""
+        with self._snapshot() as (_, registry):
+            return registry.table(name).definition
+
+    def list_feature_tables(self) -> list[FeatureTable]:
+        """Every feature table, by name."""
+        with self._snapshot() as (_, registry):
+            return [registry.tables[name].definition for name in sorted(registry.tables)]
+
+    def delete_feature_table(self, name: str) -> None:
+        """Delete a feature table with its history and online values.
+
+        Raises
+        ------
+        NotFoundError
+            If there is none of that name.
+        DefinitionError
+            If a feature service reads it.
+        """
+
+        def work(txn: WriteTxn) -> None:
+            old = read_registry(txn)
+            table = old.table(name)
+            new = delete_table(old, name)
+            drop_table(txn, table.id)
+            OnlineIndex(table).delete_all(txn)
+            self._commit_registry(txn, old, new, "delete table", name)
+
+        with self._writer():
+            self._env.write(work, durable=self._durable)
+
+    def get_feature_service(self, name: str) -> FeatureService:
+        """The feature service `name`; `NotFoundError` names those there are."""
+        with self._snapshot() as (_, registry):
+            return registry.service(name)
+
+    def list_feature_services(self) -> list[FeatureService]:
+        """Every feature service, by name."""
+        with self._snapshot() as (_, registry):
+            return [registry.services[name] for name in sorted(registry.services)]
+
+    def delete_feature_service(self, name: str) -> None:
+        """Delete a feature service; `NotFoundError` if there is none of that name."""
+
+        def work(txn: WriteTxn) -> None:
+            old = read_registry(txn)
+            self._commit_registry(txn, old, delete_service(old, name), "delete service", None)
+
+        with self._writer():
+            self._env.write(work, durable=self._durable)
+
+    # --- load ---------------------------------------------------------------------------------
+
+    def ingest(
+        self,
+        table: str,
+        data: Any = None,
+        *,
+        to: Literal["both", "offline", "online"] = "both",
+        start: Any = None,
+        end: Any = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: bool | Progress | None = None,
+    ) -> IngestReport:
+        """Load rows into a feature table: history, online values and the log in one commit.
+
+        Data has the column names of the table's batch source (its timestamp columns and field mapping);
+        without a source, ``event_timestamp`` and, if present, ``created_timestamp``. Other columns are
+        ignored. Rows with the key, event and created timestamp of a stored row replace it; ingesting
+        the same data twice changes nothing.
+
+        Memory: one batch of a million rows, the distinct keys of the data, and the latest row of each
+        key; data in memory is not copied as a whole. Merging segments afterwards holds the segments merged.
+
+        Parameters
+        ----------
+        table : str
+            Name of the feature table.
+        data : table-like, optional
+            A pandas, Polars or PyArrow table, anything with ``__arrow_c_stream__``, a dict of arrays, a
+            list of dicts, the path of a Parquet or CSV file, or a source; left out, the table's batch source.
+        to : {"both", "offline", "online"}
+            Where the rows go.
+        start, end : timestamp, optional
+            Load only rows with an event timestamp between these, both included.
+        on_error : {"raise", "skip"}
+            Whether rows that cannot be stored raise, or are left out and reported.
+        progress : bool or callable, optional
+            True or False to show a progress bar or not; by default it is shown on a terminal. A
+            callable is called with (rows read, rows in all or None) after each batch.
+
+        Returns
+        -------
+        IngestReport
+            What was read, stored, rejected and replaced.
+
+        Raises
+        ------
+        InputError
+            Lists every problem of the data; nothing is changed.
+        NotFoundError
+            If there is no such table.
+        BusyError
+            If another writer held the file for longer than the timeout.
+        """
+        from featuredb.frames import open_table
+        from featuredb.offline.ingest import Ingest
+        from featuredb.offline.merge import merge
+        from featuredb.progress import reporter
+
+        _check_choice("to", to, ("both", "offline", "online"))
+        _check_choice("on_error", on_error, ("raise", "skip"))
+        start_us, end_us = _range(start, end)
+        with self._snapshot() as (_, registry):
+            stored = registry.table(table)
+        if to == "online" and not stored.definition.online:
+            raise InputError(f"feature table {table!r} is not kept online; define it with online=True, or use to='both'")
+        given = open_table(self._source(stored) if data is None else data, f"data for feature table {table!r}")
+        with self._writer(), reporter(progress, table) as report_progress:
+            with self._snapshot() as (_, registry):
+                stored = registry.table(table)
+            ingest = Ingest(
+                self._env,
+                self._cache,
+                self._dictionary(stored),
+                stored,
+                to=to,
+                skip=on_error == "skip",
+                durable=self._durable,
+            )
+            try:
+                report = ingest.run(given, start_us, end_us, report_progress)
+            except BaseException:
+                from featuredb.storage.manifest import discard_staged
+
+                discard_staged(self._env)
+                raise
+            merge(self._env, self._cache, stored, durable=self._durable)
+        return report
+
+    def _source(self, table: StoredTable) -> Any:
+        if table.definition.batch_source is None:
+            raise InputError(
+                f"feature table {table.name!r} has no batch source; pass data, or apply it with a batch_source"
+            )
+        return table.definition.batch_source
+
+    def materialize(self, tables: str | Sequence[str] | None = None, start: Any = None, end: Any = None) -> MaterializeReport:
+        """Load online values from history: the newest row of each key between `start` and `end`.
+
+        A row that is older than what is already online changes nothing.
+
+        Parameters
+        ----------
+        tables : str or sequence of str, optional
+            Feature tables; by default all that are kept online.
+        start, end : timestamp, optional
+            Range of event timestamps, both included.
+
+        Returns
+        -------
+        MaterializeReport
+            Keys written for each table.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such table.
+        InputError
+            If a table is not kept online, or the range is empty.
+        """
+        from featuredb.offline.materialize import materialize
+
+        start_us, end_us = _range(start, end)
+        began = time.perf_counter()
+
+        def work(txn: WriteTxn) -> tuple[dict[str, int], int]:
+            registry = read_registry(txn)
+            if tables is None:
+                chosen = [table for table in registry.tables.values() if table.definition.online]
+            else:
+                chosen = [registry.table(name) for name in ([tables] if isinstance(tables, str) else tables)]
+            offline = [table.name for table in chosen if not table.definition.online]
+            if offline:
+                raise InputError(f"feature table {', '.join(offline)} is not kept online; define it with online=True")
+            last = last_commit(txn)
+            commit_id = 1 if last is None else last.id + 1
+            fill = partial(materialize, txn, self._cache, self._dictionary)
+            updated = {table.name: fill(table, start_us, end_us, commit_id) for table in chosen}
+            if not any(updated.values()):
+                return updated, commit_id - 1
+            name = chosen[0].name if len(chosen) == 1 else None
+            return updated, append_commit(txn, "materialize", name, sum(updated.values())).id
+
+        with self._writer():
+            updated, commit_id = self._env.write(work, durable=self._durable)
+        return MaterializeReport(updated, commit_id, time.perf_counter() - began)
+
+    # --- train --------------------------------------------------------------------------------
+
+    def get_historical_features(
+        self,
+        entity_df: Any,
+        features: str | FeatureService | Sequence[str],
+        *,
+        start: Any = None,
+        end: Any = None,
+        known_at: Any = None,
+        full_feature_names: bool = False,
+        include_event_timestamps: bool = False,
+        event_timestamp_column: str = "event_timestamp",
+    ) -> TrainingSet:
+        """Join features onto an entity dataframe, as they were at each row's event timestamp.
+
+        For each row with key k and timestamp t, and for each feature table, the greatest row by event
+        then created timestamp with key k and ``t - max_age <= event timestamp <= t``, both included;
+        its values as they are. No such row, or a null key or timestamp: nulls.
+
+        Parameters
+        ----------
+        entity_df : table-like
+            Keys, event timestamps, and any other columns: whatever `ingest` takes.
+        features : str, FeatureService or sequence of str
+            A feature service or its name, or references ``"table:feature"``.
+        start, end : timestamp, optional
+            Reserved for retrieval without an entity dataframe.
+        known_at : timestamp or str, optional
+            Use only rows with a created timestamp up to this time, or up to that of a column of the
+            entity dataframe; rows without one count by the time of the commit that ingested them.
+        full_feature_names : bool
+            Name columns ``table__feature``.
+        include_event_timestamps : bool
+            Add a column ``table__event_timestamp`` for each table: when the row that was used happened.
+        event_timestamp_column : str
+            Column of `entity_df` with the timestamps.
+
+        Returns
+        -------
+        TrainingSet
+            Computed when first converted.
+
+        Raises
+        ------
+        NotFoundError
+            If a table, feature or service does not exist.
+        InputError
+            If columns are missing or names collide; on conversion, if keys or timestamps have a wrong dtype.
+        """
+        from featuredb.frames import open_table
+        from featuredb.offline.training import TrainingSet
+
+        self._check_open()
+        if entity_df is None or start is not None or end is not None:
+            raise InputError(
+                "retrieval without an entity dataframe (entity_df=None, start, end) is not supported by this version; "
+                "give a dataframe of keys and timestamps"
+            )
+        return TrainingSet(
+            self._snapshot,
+            self._cache,
+            self._dictionary,
+            open_table(entity_df, "entity dataframe"),
+            features,
+            known_at=known_at,
+            full_feature_names=full_feature_names,
+            include_event_timestamps=include_event_timestamps,
+            event_timestamp_column=event_timestamp_column,
+        )
+
+    # --- serve --------------------------------------------------------------------------------
+
+    def _online_query(
+        self, registry: Registry, features: str | FeatureService | Sequence[str], full_feature_names: bool
+    ) -> OnlineQuery:
+        references = registry.references(features)
+        hidden = sorted({table.name for table, _ in references if not table.definition.online})
+        if hidden:
+            raise DefinitionError(f"feature table {', '.join(hidden)} is not kept online; define it with online=True")
+        return OnlineQuery(
+            [(table, [name], [f"{table.name}__{name}" if full_feature_names else name]) for table, name in references]
+        )
+
+    def get_online_features(
+        self,
+        features: str | FeatureService | Sequence[str],
+        entity_rows: Any,
+        *,
+        now: Any = None,
+        full_feature_names: bool = False,
+    ) -> OnlineResponse:
+        """The latest values of some keys.
+
+        Parameters
+        ----------
+        features : str, FeatureService or sequence of str
+            A feature service or its name, or references ``"table:feature"``.
+        entity_rows : list of dicts, dict of sequences or arrays, or dataframe
+            One value for each entity of the tables, by entity name.
+        now : timestamp, optional
+            What max ages are measured from; the current time if left out.
+        full_feature_names : bool
+            Name outputs ``table__feature``.
+
+        Returns
+        -------
+        OnlineResponse
+            One row for each entity row, in order, repeats kept; with a status for each value.
+
+        Raises
+        ------
+        NotFoundError
+            If a table, feature or service does not exist.
+        InputError
+            If an entity is missing, a key has a wrong dtype, or names collide.
+        """
+        from featuredb.online.keys import key_columns
+
+        now_us = now_in_us(now)
+        with self._snapshot() as (txn, registry):
+            query = self._online_query(registry, features, full_feature_names)
+            return read_rows(txn, query, key_columns(query.entities, entity_rows), now_us)
+
+    def online_reader(
+        self, features: str | FeatureService | Sequence[str], *, full_feature_names: bool = False
+    ) -> OnlineReader:
+        """A prepared reader for hot loops: names are resolved once, and every new commit is seen.
+
+        Parameters
+        ----------
+        features : str, FeatureService or sequence of str
+            A feature service or its name, or references ``"table:feature"``.
+        full_feature_names : bool
+            Name outputs ``table__feature``.
+
+        Returns
+        -------
+        OnlineReader
+            With ``get(key)`` and ``get_many(keys)``.
+        """
+        self._check_open()
+
+        def resolve(txn: ReadTxn) -> OnlineQuery:
+            return self._online_query(self._registry(txn), features, full_feature_names)
+
+        return OnlineReader(self._env, resolve, registry_state)
+
+    # --- look after ---------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """Facts about the file: sizes in bytes, the last commit, and for each table rows, segments and keys."""
+        from featuredb.info import database_info
+
+        with self._snapshot() as (txn, registry):
+            return database_info(self._env, txn, registry, self._cache)
+
+    def log(self) -> list[Commit]:
+        """Every commit, oldest first."""
+        with self._snapshot() as (txn, _):
+            return list(commits(txn))
+
+    def verify(self) -> VerifyReport:
+        """Check the whole file: checksums, structure, order, and that online equals history's latest.
+
+        Returns
+        -------
+        VerifyReport
+            ``ok``, and everything found; it does not raise on damage.
+        """
+        from featuredb.verify import verify_database
+
+        with self._snapshot() as (txn, registry):
+            return verify_database(txn, registry)
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Write a consistent, compacted copy to a new file while others read and write.
+
+        Raises
+        ------
+        FileError
+            If `path` exists or cannot be written.
+        """
+        self._check_open()
+        self._env.copy(os.fspath(path), compact=True)
+
+    def compact(self) -> None:
+        """Merge every table's segments, so that replaced rows are gone; free pages are used again."""
+        from featuredb.offline.merge import merge_all
+
+        with self._writer():
+            with self._snapshot() as (txn, registry):
+                chosen = [table for table in registry.tables.values() if read_manifest(txn, table.id).segments]
+            for table in chosen:
+                merge_all(self._env, self._cache, table, durable=self._durable)
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def _range(start: Any, end: Any) -> tuple[int | None, int | None]:
+    """`start` and `end` in microseconds."""
+    from featuredb.frames import as_us
+
+    start_us = None if start is None else as_us(start, "start")
+    end_us = None if end is None else as_us(end, "end")
+    if start_us is not None and end_us is not None and start_us > end_us:
+        raise InputError(f"start ({start}) is after end ({end}); give the earlier time first")
+    return start_us, end_us

@@ -1,0 +1,53 @@
+"""Facts about a file, as plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from featuredb.limits import FORMAT_VERSION
+from featuredb.online.index import OnlineIndex
+from featuredb.storage.env import Env, ReadTxn
+from featuredb.storage.keyspace import KeySpace
+from featuredb.storage.log import last_commit
+from featuredb.storage.manifest import read_manifest
+from featuredb.storage.registry import Registry, StoredTable
+from featuredb.storage.segment import SegmentCache
+
+
+def database_info(env: Env, txn: ReadTxn, registry: Registry, cache: SegmentCache) -> dict[str, Any]:
+    """See `Database.info`."""
+    last = last_commit(txn)
+    return {
+        "path": env.path,
+        "format_version": FORMAT_VERSION,
+        "commit": None if last is None else {"id": last.id, "time": last.time.isoformat(), "operation": last.operation},
+        **env.space(),
+        "entities": len(registry.entities),
+        "feature_services": len(registry.services),
+        "feature_tables": {name: _table(txn, table, cache) for name, table in sorted(registry.tables.items())},
+    }
+
+
+def _table(txn: ReadTxn, table: StoredTable, cache: SegmentCache) -> dict[str, Any]:
+    manifest = read_manifest(txn, table.id)
+    infos = [cache.reader(txn, table.id, ref).info for ref in manifest.segments]
+    names = {number: name for name, number in table.feature_ids.items()}
+    encodings: dict[str, list[str]] = {}
+    for info in infos:
+        for column in info.columns.values():
+            if column.id in names:
+                found = encodings.setdefault(names[column.id], [])
+                found.extend([column.encoding] if column.encoding not in found else [])
+    return {
+        "entities": list(table.definition.entities),
+        "features": {feature.name: feature.dtype for feature in table.definition.features},
+        "rows": manifest.rows,
+        "replaced_rows": sum(ref.dead_count for ref in manifest.segments),
+        "segments": len(manifest.segments),
+        "bytes": sum(info.nbytes for info in infos),
+        "event_min_us": min((info.event_min for info in infos), default=None),
+        "event_max_us": max((info.event_max for info in infos), default=None),
+        "entity_keys_in_key_space": KeySpace(table.space_id).count(txn),
+        "online_keys": OnlineIndex(table).count(txn) if table.definition.online else None,
+        "encodings": encodings,
+    }

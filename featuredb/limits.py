@@ -1,0 +1,65 @@
+"""Every bound and on-disk constant, with its unit. A limit stands here and nowhere else."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+# --- the file ---------------------------------------------------------------------------------
+FORMAT_MAGIC: Final = "featuredb"
+FORMAT_VERSION: Final = 1
+# Virtual address space only: the file grows as pages are written. Halved until the system grants it.
+MAP_SIZE_BYTES: Final = 1 << 40
+MAP_SIZE_MIN_BYTES: Final = 1 << 26
+READERS_MAX: Final = 1022
+WRITE_TIMEOUT_SECONDS: Final = 60.0
+
+# Key prefixes of the one LMDB tree (see FORMAT.md). Online rows sort last, so the newest table's
+# bulk load appends and packs its pages.
+NS_FORMAT: Final = b"a"
+NS_CODE_BLOCK: Final = b"b"
+NS_COMMIT: Final = b"c"
+NS_DEFINITION: Final = b"d"
+NS_SEGMENT: Final = b"f"
+NS_STAGED: Final = b"g"
+NS_CHUNK: Final = b"h"
+NS_KEY: Final = b"k"
+NS_MANIFEST: Final = b"m"
+NS_ONLINE: Final = b"o"
+
+# --- definitions ------------------------------------------------------------------------------
+NAME_CHARS_MAX: Final = 128
+TABLES_MAX: Final = 100_000
+FEATURES_PER_TABLE_MAX: Final = 4096
+ENTITIES_PER_TABLE_MAX: Final = 16
+DEFINITION_BYTES_MAX: Final = 1 << 24
+
+# --- keys and values --------------------------------------------------------------------------
+# LMDB allows 511 bytes; the prefix of a key takes 5.
+KEY_BYTES_MAX: Final = 500
+KEYS_PER_BLOCK: Final = 512
+ENTITIES_MAX: Final = (1 << 31) - 2
+VALUE_BYTES_MAX: Final = 1 << 24
+# Years 1 to 9999, the range every library we hand timestamps to can hold at microseconds.
+TIMESTAMP_MIN_US: Final = -62_135_596_800_000_000
+TIMESTAMP_MAX_US: Final = 253_402_300_799_999_999
+# An absent created timestamp is older than any; as an event timestamp in a result it means "no row".
+ABSENT_US: Final = -(1 << 63)
+
+# --- segments ---------------------------------------------------------------------------------
+CHUNK_BYTES_TARGET: Final = 1 << 22
+CHUNK_BYTES_MAX: Final = 1 << 30
+CHUNK_ROWS_MAX: Final = 1 << 19
+SEGMENT_ROWS_MAX: Final = 1 << 25
+# A segment is merged with its neighbours of like size once this many have gathered.
+MERGE_FANOUT: Final = 4
+# A segment with more than this share of replaced rows is rewritten.
+DEAD_SHARE_MAX: Final = 0.25
+
+# --- batches and reports ----------------------------------------------------------------------
+INGEST_BATCH_ROWS: Final = 1_000_000
+JOIN_BATCH_ROWS: Final = 1_000_000
+REJECTIONS_KEPT_MAX: Final = 1000
+
+if sys.byteorder != "little":
+    raise ImportError("featuredb files are little-endian; this machine is not")

@@ -1,0 +1,410 @@
+"""Ingest: data in, one commit over history, online values and the log out - or nothing.
+
+Batches are read, converted and sorted one at a time. All but the last are written as staged segments in
+transactions of their own (see `storage.manifest`); the last transaction puts every segment into the
+manifest, updates the online rows and logs the commit. Memory: one batch, the distinct keys of the data,
+and the latest row of each key for the online index.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuredb.columns import Column, Heap
+from featuredb.errors import Problem, input_error
+from featuredb.frames import RowProblems, TableInput
+from featuredb.limits import REJECTIONS_KEPT_MAX
+from featuredb.offline import kernels
+from featuredb.offline.dictionary import KeyDictionary, factorize
+from featuredb.offline.prepare import Prepared, prepare, source_columns, within
+from featuredb.offline.rows import concat_rows, last_of_each, same_rows, sort_rows
+from featuredb.offline.search import Found, Gatherer, Query, chunks_to_search, event_chunk, system_chunk
+from featuredb.online.index import OnlineIndex
+from featuredb.schema import DTYPES
+from featuredb.storage.env import Env, WriteTxn
+from featuredb.storage.keyspace import KeySpace
+from featuredb.storage.log import append_commit, last_commit
+from featuredb.storage.manifest import SegmentRef, read_manifest, stage_segment, unstage, write_manifest
+from featuredb.storage.registry import StoredTable
+from featuredb.storage.segment import CREATED, Rows, SegmentCache, SegmentReader, write_dead, write_segment
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One row that was left out: its number in the data (from 0), the column, the value and the reason."""
+
+    row: int
+    column: str
+    value: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What an ingest did.
+
+    Attributes
+    ----------
+    table, to : str
+        The feature table, and ``both``, ``offline`` or ``online``.
+    rows_read : int
+        Rows of the data, all of which are in one of the next five counts.
+    rows_ingested : int
+        Rows that are now in history (or, with ``to="online"``, were offered to the online values).
+    rows_unchanged : int
+        Rows that history already held with the same values.
+    rows_repeated : int
+        Rows replaced by a later row of the same data with the same key and timestamps.
+    rows_outside : int
+        Rows outside ``start`` and ``end``.
+    rows_rejected : int
+        Rows left out by ``on_error="skip"``.
+    rejections : tuple of Rejection
+        The first 1,000 of them.
+    rejected_by_reason : dict of str to int
+        All of them, counted.
+    duplicates_replaced : int
+        Rows replaced by one with the same key, event and created timestamp: earlier rows of the same
+        data (`rows_repeated`) and rows that history held with other values.
+    online_keys_updated : int
+        Keys whose online value changed.
+    commit_id : int
+        The commit; the one before if nothing changed.
+    seconds : float
+        Wall time.
+    bytes : int
+        Bytes of column chunks written.
+    """
+
+    table: str
+    to: str
+    rows_read: int
+    rows_ingested: int
+    rows_unchanged: int
+    rows_repeated: int
+    rows_outside: int
+    rows_rejected: int
+    rejections: tuple[Rejection, ...]
+    rejected_by_reason: dict[str, int]
+    duplicates_replaced: int
+    online_keys_updated: int
+    commit_id: int
+    seconds: float
+    bytes: int
+
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(slots=True)
+class _Rejections:
+    """Rejected rows over all batches: counted, and the first of them kept."""
+
+    rows: int = 0
+    kept: list[Rejection] = field(default_factory=list)
+    by_reason: dict[str, int] = field(default_factory=dict)
+    problems: dict[tuple[str, str], Problem] = field(default_factory=dict)
+
+    def add(self, found: list[RowProblems], rows_left_out: int) -> None:
+        self.rows += rows_left_out
+        for item in found:
+            room = max(0, REJECTIONS_KEPT_MAX - len(self.kept))
+            for row, value in zip(item.rows[:room].tolist(), item.values[:room], strict=False):
+                self.kept.append(Rejection(row, item.column, value, item.reason))
+            key = (item.column, item.reason)
+            reason = f"{item.column}: {item.reason}"
+            self.by_reason[reason] = self.by_reason.get(reason, 0) + len(item.rows)
+            first = self.problems.get(key)
+            value = item.values[0] if item.values else None
+            row, count = int(item.rows[0]), len(item.rows)
+            if first is not None:
+                row, value, count = first.row or 0, first.value, first.count + count
+            self.problems[key] = Problem(item.reason, item.column, row, value, count)
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What one batch adds to the call; made anew if its transaction is run again."""
+
+    segments: list[SegmentRef]
+    dead: dict[int, NDArray[np.int32]]
+    latest: Rows | None
+    latest_keys: Heap | None
+    ingested: int = 0
+    unchanged: int = 0
+    repeated: int = 0
+    replaced: int = 0
+    nbytes: int = 0
+
+
+class Ingest:
+    """One call of ``ingest``: holds the writer lock from `run`'s start to its end.
+
+    Parameters
+    ----------
+    env, cache, dictionary
+        The file, its segment cache, and the dictionary of the table's key space.
+    table : StoredTable
+        The table as it is while the lock is held.
+    to : str
+        ``both``, ``offline`` or ``online``.
+    skip : bool
+        Leave rejected rows out instead of raising.
+    durable : bool
+        Whether the commit survives power loss.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        cache: SegmentCache,
+        dictionary: KeyDictionary,
+        table: StoredTable,
+        *,
+        to: str,
+        skip: bool,
+        durable: bool,
+    ) -> None:
+        self._env, self._cache, self._dictionary, self._table = env, cache, dictionary, table
+        self._to, self._skip, self._durable = to, skip, durable
+        self._space = KeySpace(table.space_id)
+        self._segments: tuple[SegmentRef, ...] = ()
+        # Positions that this call replaces, by segment. Only the commit may write them: until then
+        # readers use the dead lists that the manifest names.
+        self._dead: dict[int, NDArray[np.int32]] = {}
+        self._latest: Rows | None = None
+        self._latest_keys: Heap | None = None
+
+    def run(self, given: TableInput, start_us: int | None, end_us: int | None, progress: Progress) -> IngestReport:
+        """Ingest `given`; raises `InputError` with every problem and changes nothing if it is not usable."""
+        began = time.perf_counter()
+        with self._env.read() as txn:
+            last = last_commit(txn)
+            self._segments = read_manifest(txn, self._table.id).segments
+        before = 0 if last is None else last.id
+        commit_id = before + 1
+        subject = f"data for feature table {self._table.name!r}"
+        columns, problems = source_columns(self._table, given)
+        if problems:
+            raise input_error(subject, problems)
+        rejections, outcomes, whole = _Rejections(), _Outcome([], {}, None, None), list[Problem]()
+        read = outside = 0
+        pending: Prepared | None = None
+        for frame in given.batches(columns.names):
+            prepared, rejected, wrong, used = prepare(self._table, columns, frame, read)
+            whole.extend(problem for problem in wrong if problem not in whole)
+            rejections.add(rejected, int(len(used) - np.count_nonzero(used)))
+            read += frame.rows
+            progress(read, given.rows)
+            if whole or (rejections.rows and not self._skip):
+                continue  # nothing will be written; read on to report every problem at once
+            kept = within(prepared, start_us, end_us)
+            outside += len(prepared) - len(kept)
+            if pending is not None:
+                self._stage(pending, commit_id, outcomes)
+            pending = kept
+        if whole or (rejections.rows and not self._skip):
+            raise input_error(subject, [*whole, *rejections.problems.values()])
+        updated, commit = 0, before
+        if pending is not None:
+            updated, commit = self._finish(pending, commit_id, outcomes)
+        return IngestReport(
+            self._table.name,
+            self._to,
+            read,
+            outcomes.ingested,
+            outcomes.unchanged,
+            outcomes.repeated,
+            outside,
+            rejections.rows,
+            tuple(rejections.kept),
+            rejections.by_reason,
+            outcomes.repeated + outcomes.replaced,
+            updated,
+            commit,
+            time.perf_counter() - began,
+            outcomes.nbytes,
+        )
+
+    # --- transactions -------------------------------------------------------------------------
+
+    def _stage(self, batch: Prepared, commit_id: int, total: _Outcome) -> None:
+        """Write a batch that is not the last as a staged segment."""
+
+        def work(txn: WriteTxn) -> _Outcome:
+            return self._add(txn, batch, commit_id, staged=True)
+
+        self._take(self._env.write(work, durable=self._durable), total)
+
+    def _take(self, outcome: _Outcome, total: _Outcome) -> None:
+        self._segments, self._dead = tuple(outcome.segments), outcome.dead
+        self._latest, self._latest_keys = outcome.latest, outcome.latest_keys
+        for name in ("ingested", "unchanged", "repeated", "replaced", "nbytes"):
+            setattr(total, name, getattr(total, name) + getattr(outcome, name))
+
+    def _finish(self, batch: Prepared, commit_id: int, total: _Outcome) -> tuple[int, int]:
+        """The commit: the last batch, manifest, online rows and log in one transaction."""
+
+        def work(txn: WriteTxn) -> tuple[_Outcome, int, int]:
+            outcome = self._add(txn, batch, commit_id, staged=False)
+            updated = 0
+            if outcome.latest is not None and outcome.latest_keys is not None:
+                rows = outcome.latest
+                names = {number: name for name, number in self._table.feature_ids.items()}
+                columns = {names[number]: column for number, column in rows.columns.items()}
+                index = OnlineIndex(self._table)
+                updated = index.update(txn, outcome.latest_keys, rows.event, rows.created, commit_id, columns)
+            ingested = total.ingested + outcome.ingested
+            changed = updated > 0 or (ingested > 0 and self._to != "online")
+            if not changed:
+                raise _NothingToCommit(outcome)
+            for place, ref in enumerate(outcome.segments):
+                if ref.id in outcome.dead:
+                    outcome.segments[place] = write_dead(txn, self._table.id, ref, outcome.dead[ref.id])
+            manifest = read_manifest(txn, self._table.id)
+            write_manifest(txn, manifest.with_segments(tuple(outcome.segments)))
+            unstage(txn, drop=False)
+            operation = "ingest" if self._to == "both" else f"ingest {self._to}"
+            commit = append_commit(txn, operation, self._table.name, ingested)
+            return outcome, updated, commit.id
+
+        try:
+            outcome, updated, commit = self._env.write(work, durable=self._durable)
+        except _NothingToCommit as nothing:
+            outcome, updated, commit = nothing.outcome, 0, commit_id - 1
+        self._take(outcome, total)
+        return updated, commit
+
+    # --- one batch ----------------------------------------------------------------------------
+
+    def _add(self, txn: WriteTxn, batch: Prepared, commit_id: int, *, staged: bool) -> _Outcome:
+        """Sort a batch, drop what history already holds, write the rest as a segment."""
+        outcome = _Outcome(list(self._segments), dict(self._dead), self._latest, self._latest_keys)
+        if not len(batch):
+            return outcome
+        codes, number, distinct = self._codes(txn, batch.keys)
+        commit = np.full(len(batch), commit_id, dtype=np.int64)
+        rows, order = sort_rows(Rows(codes, batch.event, batch.created, commit, batch.columns))
+        outcome.repeated = len(batch) - len(rows)
+        if self._to != "offline" and self._table.definition.online:
+            self._keep_latest(outcome, rows, number[order], distinct)
+        if self._to == "online":
+            outcome.ingested = len(rows)
+            return outcome
+        fresh = self._settle(txn, outcome, rows)
+        outcome.ingested = len(fresh)
+        if len(fresh):
+            taken = [ref.id for ref in outcome.segments]
+            segment_id = max([read_manifest(txn, self._table.id).next_segment_id, *(number + 1 for number in taken)])
+            ref = write_segment(txn, self._table.id, segment_id, fresh)
+            outcome.nbytes = self._cache.reader(txn, self._table.id, ref).info.nbytes
+            outcome.segments.append(ref)
+            if staged:
+                stage_segment(txn, self._table.id, segment_id)
+        return outcome
+
+    def _codes(self, txn: WriteTxn, keys: Heap) -> tuple[NDArray[np.int32], NDArray[np.int32], Heap]:
+        """The code of each row, the number of its key among the distinct ones, and those; new keys get codes."""
+        number, distinct = factorize(keys, self._table.key_dtypes)
+        # The dictionary is asked before the new keys are added: what this transaction adds may be undone.
+        codes = self._dictionary.lookup(txn, distinct)
+        new = np.flatnonzero(codes < 0)
+        if len(new):
+            codes[new] = self._space.append(txn, distinct.take(new))
+        return codes[number], number, distinct
+
+    def _keep_latest(self, outcome: _Outcome, rows: Rows, number: NDArray[np.int32], distinct: Heap) -> None:
+        """Fold the batch's latest row of each key into those of the call so far."""
+        last = last_of_each(rows.codes)
+        latest, keys = rows.take(last), distinct.take(number[last])
+        if outcome.latest is not None and outcome.latest_keys is not None:
+            both = concat_rows([outcome.latest, latest])
+            heaps = [outcome.latest_keys, keys]
+            offsets = np.concatenate([heaps[0].offsets, heaps[1].offsets[1:] + heaps[0].offsets[-1]])
+            joined = Heap(offsets, np.concatenate([heap.data for heap in heaps]))
+            merged, order = sort_rows(both)
+            last = last_of_each(merged.codes)
+            latest, keys = merged.take(last), joined.take(order[last])
+        outcome.latest = Rows(
+            latest.codes,
+            latest.event,
+            latest.created,
+            latest.commit,
+            {feature: column.compact() for feature, column in latest.columns.items()},
+        )
+        outcome.latest_keys = keys
+
+    def _settle(self, txn: WriteTxn, outcome: _Outcome, rows: Rows) -> Rows:
+        """The rows that history lacks; stored rows that they replace are marked dead."""
+        unchanged = np.zeros(len(rows), dtype=np.bool_)
+        for ref in outcome.segments:
+            reader = self._cache.reader(txn, self._table.id, ref)
+            dead = outcome.dead.get(ref.id, reader.dead())
+            positions = find_stored(reader, rows, dead)
+            at = np.flatnonzero(positions >= 0)
+            if not len(at):
+                continue
+            same = same_rows(rows.take(at).columns, self._stored_values(reader, positions[at]), len(at))
+            unchanged[at[same]] = True
+            replaced = positions[at[~same]]
+            if len(replaced):
+                outcome.replaced += len(replaced)
+                outcome.dead[ref.id] = np.union1d(dead, replaced).astype(np.int32)
+        outcome.unchanged = int(np.count_nonzero(unchanged))
+        return rows.take(~unchanged) if outcome.unchanged else rows
+
+    def _stored_values(self, reader: SegmentReader, positions: NDArray[np.int32]) -> dict[int, Column]:
+        dtypes = {f.name: DTYPES[f.dtype] for f in self._table.definition.features}
+        gatherer = Gatherer(at_positions(reader, positions))
+        return {number: gatherer.feature(number, dtypes[name]) for name, number in self._table.feature_ids.items()}
+
+
+class _NothingToCommit(Exception):
+    """Raised inside the last transaction to undo it: the file already held everything."""
+
+    def __init__(self, outcome: _Outcome) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+def at_positions(reader: SegmentReader, positions: NDArray[np.int32]) -> Found:
+    """Rows of one segment at known positions, as a search would have found them."""
+    rows = len(positions)
+    times = np.zeros(rows, dtype=np.int64)
+    query = Query(np.zeros(rows, dtype=np.int32), times, times, np.arange(rows), rows)
+    return Found(query, [reader], times, times, np.zeros(rows, dtype=np.int32), positions)
+
+
+def find_stored(reader: SegmentReader, rows: Rows, dead: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Position in the segment of the live row with the key and timestamps of each of `rows`, or -1."""
+    out = np.full(len(rows), -1, dtype=np.int32)
+    info = reader.info
+    if (
+        info.code_max < rows.codes[0]
+        or info.code_min > rows.codes[-1]
+        or info.event_max < rows.event.min()
+        or info.event_min > rows.event.max()
+    ):
+        return out
+    index = reader.entity_index()
+    for chunk, first, begin, end in chunks_to_search(reader, index, rows.codes):
+        part = slice(begin, end)
+        kernels.find_rows(
+            rows.codes[part],
+            rows.event[part],
+            rows.created[part],
+            *index,
+            first,
+            event_chunk(reader, chunk),
+            system_chunk(reader, CREATED, chunk),
+            out[part],
+        )
+    if len(dead):
+        out[np.isin(out, dead)] = -1
+    return out
+

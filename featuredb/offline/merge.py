@@ -1,0 +1,118 @@
+"""Merging: small segments of a table become one, so that it has O(log rows) of them.
+
+Size-tiered (as in the log-structured merge trees of Cassandra and RocksDB's universal compaction):
+segments of like size are merged once `MERGE_FANOUT` of them have gathered, so a row is rewritten
+O(log rows) times. Replaced rows are left behind. What readers see does not change, so a merge is no commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from featuredb.columns import Column
+from featuredb.limits import DEAD_SHARE_MAX, MERGE_FANOUT, SEGMENT_ROWS_MAX
+from featuredb.offline.rows import concat_rows, sort_rows
+from featuredb.schema import DTYPES, DType
+from featuredb.storage.env import Env, WriteTxn
+from featuredb.storage.manifest import SegmentRef, drop_segment, read_manifest, write_manifest
+from featuredb.storage.registry import StoredTable
+from featuredb.storage.segment import COMMIT, CREATED, EVENT, Rows, SegmentCache, SegmentReader, write_segment
+
+# Segments below this are of one size class: rewriting them costs no more than the commit itself.
+_TIER_ROWS_MIN = 4096
+
+
+def live_dtypes(table: StoredTable) -> dict[int, DType]:
+    """Feature id to dtype, of the features that the table has now."""
+    return {table.feature_ids[f.name]: DTYPES[f.dtype] for f in table.definition.features}
+
+
+def read_rows(reader: SegmentReader, dtypes: Mapping[int, DType]) -> Rows:
+    """The live rows of a segment, in memory, with the features in `dtypes`."""
+    codes, starts = reader.entity_index()
+    columns: dict[int, Column] = {number: reader.read_feature(number, dtype) for number, dtype in dtypes.items()}
+    rows = Rows(
+        np.repeat(codes, np.diff(starts)),
+        reader.read_system(EVENT),
+        reader.read_system(CREATED),
+        reader.read_system(COMMIT),
+        columns,
+    )
+    dead = reader.dead()
+    if not len(dead):
+        return rows
+    alive = np.ones(len(rows), dtype=np.bool_)
+    alive[dead] = False
+    return rows.take(alive)
+
+
+def _tier(rows: int) -> int:
+    tier = 0
+    while rows >= _TIER_ROWS_MIN * MERGE_FANOUT**tier:
+        tier += 1
+    return tier
+
+
+def pick(segments: Sequence[SegmentRef]) -> list[SegmentRef]:
+    """The segments to merge now; empty when the table is in shape."""
+    worn = [ref for ref in segments if ref.dead_count > DEAD_SHARE_MAX * ref.rows]
+    if worn:
+        return worn[:1]
+    tiers: dict[int, list[SegmentRef]] = {}
+    for ref in segments:
+        tiers.setdefault(_tier(ref.rows), []).append(ref)
+    for tier in sorted(tiers):
+        alike = sorted(tiers[tier], key=lambda ref: ref.rows)
+        if len(alike) < MERGE_FANOUT:
+            continue
+        sizes = np.cumsum([ref.rows for ref in alike])
+        fitting = int(np.searchsorted(sizes, SEGMENT_ROWS_MAX, side="right"))
+        if fitting > 1:
+            return alike[:fitting]
+    return []
+
+
+def merge(env: Env, cache: SegmentCache, table: StoredTable, *, durable: bool) -> int:
+    """Merge what is due. Needs the writer lock; each round is a transaction. Returns segments written."""
+    rounds = 0
+    while True:
+        with env.read() as txn:
+            chosen = pick(read_manifest(txn, table.id).segments)
+        if not chosen:
+            return rounds
+        env.write(lambda txn: _merge_round(txn, cache, table, chosen), durable=durable)  # noqa: B023
+        rounds += 1
+
+
+def merge_all(env: Env, cache: SegmentCache, table: StoredTable, *, durable: bool) -> None:
+    """Merge all segments of a table, as far as one may grow, and leave replaced rows behind."""
+    with env.read() as txn:
+        segments = sorted(read_manifest(txn, table.id).segments, key=lambda ref: ref.rows)
+    groups: list[list[SegmentRef]] = [[]]
+    for ref in segments:
+        if sum(held.rows for held in groups[-1]) + ref.rows > SEGMENT_ROWS_MAX and groups[-1]:
+            groups.append([])
+        groups[-1].append(ref)
+    for group in groups:
+        if len(group) > 1 or any(ref.dead_count for ref in group):
+            env.write(lambda txn: _merge_round(txn, cache, table, group), durable=durable)  # noqa: B023
+
+
+def _merge_round(txn: WriteTxn, cache: SegmentCache, table: StoredTable, chosen: Sequence[SegmentRef]) -> None:
+    manifest = read_manifest(txn, table.id)
+    dtypes = live_dtypes(table)
+    parts = [read_rows(cache.reader(txn, table.id, ref), dtypes) for ref in chosen]
+    gone = {ref.id for ref in chosen}
+    kept = [ref for ref in manifest.segments if ref.id not in gone]
+    parts = [part for part in parts if len(part)]
+    if parts:
+        rows, _ = sort_rows(concat_rows(parts))
+        # The merged segment takes the place of the oldest: order in the manifest is age.
+        ref = write_segment(txn, table.id, manifest.next_segment_id, rows)
+        place = next(i for i, old in enumerate(manifest.segments) if old.id in gone)
+        kept.insert(min(place, len(kept)), ref)
+    for ref in chosen:
+        drop_segment(txn, table.id, ref.id)
+    write_manifest(txn, manifest.with_segments(tuple(kept)))

@@ -1,0 +1,182 @@
+"""Data as the user gave it to typed columns, with every problem found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuredb.columns import Column, Heap
+from featuredb.errors import Problem
+from featuredb.frames import Frame, RowProblems, TableInput, as_column
+from featuredb.limits import ABSENT_US, KEY_BYTES_MAX, REJECTIONS_KEPT_MAX, VALUE_BYTES_MAX
+from featuredb.schema import DTYPES
+from featuredb.storage.keys import encode_keys, too_long
+from featuredb.storage.registry import StoredTable
+
+
+
+@dataclass(frozen=True, slots=True)
+class SourceColumns:
+    """Names, in the data, of a table's columns."""
+
+    event: str
+    created: str | None
+    entities: Mapping[str, str]
+    features: Mapping[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        created = [] if self.created is None else [self.created]
+        return list(dict.fromkeys([*self.entities.values(), self.event, *created, *self.features.values()]))
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One batch, ready to be stored: no nulls in keys or event timestamps, rows in the order given."""
+
+    keys: Heap
+    event: NDArray[np.int64]
+    created: NDArray[np.int64]
+    columns: Mapping[int, Column]
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+
+def source_columns(table: StoredTable, given: TableInput) -> tuple[SourceColumns, list[Problem]]:
+    """Where the table's columns are in the data, and what is missing."""
+    definition = table.definition
+    created = definition.created_timestamp_column
+    if definition.batch_source is None and "created_timestamp" in given.names:
+        created = "created_timestamp"
+    columns = SourceColumns(
+        definition.event_timestamp_column,
+        created,
+        {name: definition.column_of(name) for name in definition.entities},
+        {name: definition.column_of(name) for name in definition.feature_names},
+    )
+    roles = {columns.event: "event timestamp"}
+    if created is not None:
+        roles[created] = "created timestamp"
+    roles |= {column: f"entity {name!r}" for name, column in columns.entities.items()}
+    roles |= {column: f"feature {name!r}" for name, column in columns.features.items()}
+    has = ", ".join(map(repr, given.names[:30])) or "no columns"
+    problems = [
+        Problem(f"missing ({roles[name]}); the data has {has}", column=name)
+        for name in columns.names
+        if name not in given.names
+    ]
+    return columns, problems
+
+
+def prepare(
+    table: StoredTable, columns: SourceColumns, frame: Frame, first_row: int
+) -> tuple[Prepared, list[RowProblems], list[Problem], NDArray[np.bool_]]:
+    """Convert one batch.
+
+    Returns the usable rows, the rejected ones (row numbers counted from the start of the data), problems
+    of whole columns, and a mask of the rows used.
+    """
+    rejected: list[RowProblems] = []
+    problems: list[Problem] = []
+
+    def convert(name: str, dtype_name: str) -> Column:
+        result = as_column(frame.column(name), DTYPES[dtype_name], name, text=frame.text)
+        rejected.extend(result.rejected)
+        if result.problem is not None:
+            problems.append(result.problem)
+        return result.column
+
+    dtypes = dict(zip(table.definition.entities, table.key_dtypes, strict=True))
+    keys = {name: convert(column, dtypes[name].name) for name, column in columns.entities.items()}
+    event = convert(columns.event, "timestamp")
+    created = None if columns.created is None else convert(columns.created, "timestamp")
+    features = {f.name: convert(columns.features[f.name], f.dtype) for f in table.definition.features}
+    for name, key in keys.items():
+        rejected.extend(_nulls(key, columns.entities[name], "a null entity key; fill it or leave the row out", rejected))
+    rejected.extend(_nulls(event, columns.event, "a null event timestamp; fill it or leave the row out", rejected))
+    if created is not None:
+        reason = "a null created timestamp; fill it or leave the column out"
+        rejected.extend(_nulls(created, columns.created or "", reason, rejected))
+    for name, column in features.items():
+        rejected.extend(_oversized(column, columns.features[name]))
+    used = np.ones(frame.rows, dtype=np.bool_)
+    for problem in rejected:
+        used[problem.rows] = False
+    encoded = _encode(keys, used, columns, rejected)
+    ages = np.full(frame.rows, ABSENT_US, dtype=np.int64)
+    if created is not None:
+        ages = created.data if created.valid is None else np.where(created.valid, created.data, ABSENT_US)
+    every = bool(used.all())
+    prepared = Prepared(
+        encoded,
+        event.data if every else event.data[used],
+        ages if every else ages[used],
+        {table.feature_ids[name]: column if every else column.take(used) for name, column in features.items()},
+    )
+    shifted = [RowProblems(p.column, p.reason, p.rows + first_row, p.values) for p in rejected]
+    return prepared, shifted, problems, used
+
+
+def _nulls(column: Column, name: str, reason: str, rejected: Sequence[RowProblems]) -> list[RowProblems]:
+    """The null rows of `column` that are not already rejected for a value that could not be read."""
+    if column.valid is None:
+        return []
+    null = ~column.valid
+    for problem in rejected:
+        if problem.column == name:
+            null[problem.rows] = False
+    rows = np.flatnonzero(null)
+    return [RowProblems(name, reason, rows, ("None",) * min(len(rows), REJECTIONS_KEPT_MAX))] if len(rows) else []
+
+
+def _oversized(column: Column, name: str) -> list[RowProblems]:
+    if column.heap is None:
+        return []
+    sizes = np.diff(column.heap.offsets)
+    if not len(sizes) or sizes.max() <= VALUE_BYTES_MAX:
+        return []
+    large = sizes[column.data] > VALUE_BYTES_MAX
+    rows = np.flatnonzero(large if column.valid is None else large & column.valid)
+    reason = f"the value is longer than {VALUE_BYTES_MAX} bytes; store it elsewhere and keep its path"
+    values = tuple(f"{size} bytes" for size in sizes[column.data[rows[:REJECTIONS_KEPT_MAX]]])
+    return [RowProblems(name, reason, rows, values)] if len(rows) else []
+
+
+def _encode(
+    keys: Mapping[str, Column], used: NDArray[np.bool_], columns: SourceColumns, rejected: list[RowProblems]
+) -> Heap:
+    """Key bytes of the used rows; rows with too long a key are rejected and no longer used."""
+    every = bool(used.all())
+    encoded = encode_keys([column if every else column.take(used) for column in keys.values()])
+    long = too_long(encoded)
+    if len(long):
+        rows = np.flatnonzero(used)[long]
+        sizes = np.diff(encoded.offsets)[long[:REJECTIONS_KEPT_MAX]]
+        reason = f"the entity key takes more than {KEY_BYTES_MAX} bytes; use a shorter key, such as a hash of it"
+        values = tuple(f"{size} bytes" for size in sizes)
+        rejected.append(RowProblems(", ".join(columns.entities.values()), reason, rows, values))
+        used[rows] = False
+        encoded = encoded.take(np.setdiff1d(np.arange(len(encoded)), long))
+    return encoded
+
+
+def within(prepared: Prepared, start_us: int | None, end_us: int | None) -> Prepared:
+    """The rows with an event timestamp from `start_us` to `end_us`, both included."""
+    keep = np.ones(len(prepared), dtype=np.bool_)
+    if start_us is not None:
+        keep &= prepared.event >= start_us
+    if end_us is not None:
+        keep &= prepared.event <= end_us
+    if keep.all():
+        return prepared
+    return Prepared(
+        prepared.keys.take(np.flatnonzero(keep)),
+        prepared.event[keep],
+        prepared.created[keep],
+        {feature: column.take(keep) for feature, column in prepared.columns.items()},
+    )
+

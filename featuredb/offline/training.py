@@ -1,0 +1,410 @@
+"""Training sets: features joined onto an entity dataframe, point-in-time correct, computed when asked for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuredb.columns import Column, concat
+from featuredb.errors import InputError, Problem, input_error
+from featuredb.frames import Frame, TableInput, as_column, as_us, concat_natives
+from featuredb.frames.write import EntityFrame, ParquetWriter
+from featuredb.limits import ABSENT_US, JOIN_BATCH_ROWS
+from featuredb.offline.dictionary import KeyDictionary
+from featuredb.offline.search import Gatherer, Query, make_query, search, with_max_age
+from featuredb.schema import DTYPES
+from featuredb.storage.env import ReadTxn
+from featuredb.storage.keys import encode_keys, too_long
+from featuredb.storage.log import last_commit, last_commit_known_at
+from featuredb.storage.manifest import read_manifest
+from featuredb.storage.registry import Registry, StoredTable
+from featuredb.storage.segment import SegmentCache
+
+_SUBJECT = "entity dataframe"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a join produces: for each table its features, in the order asked, and their output names."""
+
+    outputs: Sequence[tuple[StoredTable, str, str]]
+    event_timestamps: Mapping[str, str]
+
+    @property
+    def tables(self) -> list[StoredTable]:
+        return list({table.id: table for table, _, _ in self.outputs}.values())
+
+
+def output_name(table: str, feature: str, full_feature_names: bool) -> str:
+    """Name of a feature's column in a result."""
+    return f"{table}__{feature}" if full_feature_names else feature
+
+
+def select(
+    references: Sequence[tuple[StoredTable, str]],
+    columns: Sequence[str],
+    *,
+    full_feature_names: bool,
+    include_event_timestamps: bool,
+) -> Selection:
+    """Name the output columns; an `InputError` lists every collision and its remedy."""
+    outputs = [(table, name, output_name(table.name, name, full_feature_names)) for table, name in references]
+    events = {table.name: f"{table.name}__event_timestamp" for table, _ in references if include_event_timestamps}
+    names = [name for _, _, name in outputs] + list(events.values())
+    remedy = "rename the column" if full_feature_names else "pass full_feature_names=True"
+    problems = [
+        Problem(f"two of the features asked for would both be named so; {remedy}", column=name)
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    problems += [
+        Problem(f"a feature would be named like this column of the entity dataframe; {remedy}", column=name)
+        for name in dict.fromkeys(names)
+        if name in columns
+    ]
+    if problems:
+        raise input_error("features", problems)
+    return Selection(outputs, events)
+
+
+class Joiner:
+    """Joins batches of entity rows within one transaction.
+
+    Parameters
+    ----------
+    txn : ReadTxn
+        The commit that is joined.
+    cache : SegmentCache
+        Of the file.
+    dictionary_of : callable
+        From a table to the dictionary of its key space.
+    selection : Selection
+        What to join, as the definitions of this commit have it.
+    event_column : str
+        Name of the event timestamp column.
+    known_at : int, str or None
+        Microseconds UTC, or the name of a column.
+    """
+
+    def __init__(
+        self,
+        txn: ReadTxn,
+        cache: SegmentCache,
+        dictionary_of: Callable[[StoredTable], KeyDictionary],
+        selection: Selection,
+        event_column: str,
+        known_at: int | str | None,
+    ) -> None:
+        self._txn = txn
+        self._dictionary_of = dictionary_of
+        self._selection = selection
+        self._event_column = event_column
+        self._known_at = known_at
+        self._readers = {
+            table.id: [cache.reader(txn, table.id, ref) for ref in read_manifest(txn, table.id).segments]
+            for table in selection.tables
+        }
+
+    def join(self, frame: Frame, first_row: int) -> dict[str, Column]:
+        """The output columns for one batch of entity rows, in its order."""
+        keys, times, known = self._read(frame, first_row)
+        usable = np.ones(frame.rows, dtype=np.bool_) if times.valid is None else times.valid
+        known_us = known_commit = np.zeros(0, dtype=np.int64)
+        if known is not None:
+            known_us, known_commit = self._known(known)
+            usable = usable if known.valid is None else usable & known.valid
+        queries: dict[int, Query] = {}
+        gatherers: dict[int, Gatherer] = {}
+        events: dict[str, Column] = {}
+        for table in self._selection.tables:
+            if table.space_id not in queries:
+                codes = self._codes(table, keys, frame.rows)
+                queries[table.space_id] = make_query(codes, times.data, usable, known_us, known_commit)
+            query = with_max_age(queries[table.space_id], table.definition.max_age_us)
+            found = search(self._readers[table.id], query)
+            gatherers[table.id] = Gatherer(found)
+            if table.name in self._selection.event_timestamps:
+                events[self._selection.event_timestamps[table.name]] = _timestamps(found.event_out())
+        columns = {}
+        for table, feature, name in self._selection.outputs:
+            columns[name] = gatherers[table.id].feature(table.feature_ids[feature], table.dtype_of(feature))
+        return {**columns, **events}
+
+    def _read(self, frame: Frame, first_row: int) -> tuple[dict[str, Column], Column, Column | None]:
+        """Entity key columns, event timestamps and known_at of the batch; all problems in one error."""
+        problems: list[Problem] = []
+
+        def convert(name: str, dtype_name: str) -> Column:
+            result = as_column(frame.column(name), DTYPES[dtype_name], name, text=frame.text)
+            if result.problem is not None:
+                problems.append(result.problem)
+            for bad in result.rejected:
+                value = bad.values[0] if bad.values else None
+                problems.append(Problem(bad.reason, name, first_row + int(bad.rows[0]), value, len(bad.rows)))
+            return result.column
+
+        dtypes = {
+            name: dtype.name
+            for table in self._selection.tables
+            for name, dtype in zip(table.definition.entities, table.key_dtypes, strict=True)
+        }
+        keys = {name: convert(name, dtype) for name, dtype in dtypes.items()}
+        times = convert(self._event_column, "timestamp")
+        known = None
+        if isinstance(self._known_at, str):
+            known = convert(self._known_at, "timestamp")
+        elif self._known_at is not None:
+            known = Column(DTYPES["timestamp"], np.full(frame.rows, self._known_at, dtype=np.int64))
+        if problems:
+            raise input_error(_SUBJECT, problems)
+        return keys, times, known
+
+    def _known(self, known: Column) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each row the time it knows up to, and the last commit made by then."""
+        moments, place = np.unique(known.data, return_inverse=True)
+        commits = np.array(last_commit_known_at(self._txn, moments.tolist()), dtype=np.int64)
+        return known.data, commits[place]
+
+    def _codes(self, table: StoredTable, keys: Mapping[str, Column], rows: int) -> NDArray[np.int32]:
+        """The code of each row's key, -1 where it is null, unknown or too long to be stored."""
+        columns = [keys[name] for name in table.definition.entities]
+        present = np.ones(rows, dtype=np.bool_)
+        for column in columns:
+            if column.valid is not None:
+                present &= column.valid
+        codes = np.full(rows, -1, dtype=np.int32)
+        encoded = encode_keys([column if present.all() else column.take(present) for column in columns])
+        long = too_long(encoded)
+        if len(long):
+            present[np.flatnonzero(present)[long]] = False
+            encoded = encoded.take(np.setdiff1d(np.arange(len(encoded)), long))
+        if len(encoded):
+            codes[present] = self._dictionary_of(table).lookup(self._txn, encoded)
+        return codes
+
+
+def _timestamps(values: NDArray[np.int64]) -> Column:
+    valid = values != ABSENT_US
+    if valid.all():
+        return Column(DTYPES["timestamp"], values)
+    return Column(DTYPES["timestamp"], np.where(valid, values, 0), valid)
+
+
+# Opens a transaction, and gives it with the definitions as of its commit.
+Snapshot = Callable[[], AbstractContextManager[tuple[ReadTxn, Registry]]]
+
+
+class TrainingSet:
+    """Features joined onto an entity dataframe; computed at the first conversion, and only once.
+
+    The join reads the commit that is current when it is computed; `commit_id` says which. Rows, order,
+    index and other columns of the entity dataframe come back as they were, repeats kept; feature columns
+    follow in the order asked.
+
+    Memory: the entity dataframe and the result. `to_parquet` of more than a million rows streams instead,
+    and holds one batch of a million rows at a time.
+
+    Examples
+    --------
+    >>> import featuredb as fdb
+    >>> with fdb.open(":memory:") as db:
+    ...     _ = db.apply([
+    ...         fdb.Entity("city", "string"),
+    ...         fdb.FeatureTable("weather", ["city"], [fdb.Feature("temp", "float64")]),
+    ...     ])
+    ...     _ = db.ingest("weather", {"city": ["Oslo"], "event_timestamp": ["2024-05-01T12:00Z"], "temp": [9.5]})
+    ...     rows = {"city": ["Oslo", "Oslo"], "event_timestamp": ["2024-05-01T11:59Z", "2024-05-01T12:00Z"]}
+    ...     db.get_historical_features(rows, ["weather:temp"]).to_numpy()["temp"].tolist()
+    [None, 9.5]
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        cache: SegmentCache,
+        dictionary_of: Callable[[StoredTable], KeyDictionary],
+        given: TableInput,
+        features: str | Sequence[str],
+        *,
+        known_at: object,
+        full_feature_names: bool,
+        include_event_timestamps: bool,
+        event_timestamp_column: str,
+    ) -> None:
+        self._snapshot = snapshot
+        self._cache = cache
+        self._dictionary_of = dictionary_of
+        self._given = given
+        self._features = features
+        self._known_at = _known_at(known_at, given.names)
+        self._full_feature_names = full_feature_names
+        self._include_event_timestamps = include_event_timestamps
+        self._event_column = event_timestamp_column
+        self._lock = threading.Lock()
+        self._commit_id: int | None = None
+        self._entities: EntityFrame | None = None
+        self._columns: dict[str, Column] = {}
+        with snapshot() as (_, registry):
+            self._needed = self._check(self._select(registry))
+
+    def _select(self, registry: Registry) -> Selection:
+        return select(
+            registry.references(self._features),
+            self._given.names,
+            full_feature_names=self._full_feature_names,
+            include_event_timestamps=self._include_event_timestamps,
+        )
+
+    def _check(self, selection: Selection) -> list[str]:
+        """The columns of the entity dataframe that the join reads; `InputError` if any is missing."""
+        roles = {name: "entity" for table in selection.tables for name in table.definition.entities}
+        roles[self._event_column] = "event timestamp; name it with event_timestamp_column"
+        if isinstance(self._known_at, str):
+            roles[self._known_at] = "known_at"
+        has = ", ".join(map(repr, self._given.names[:30])) or "no columns"
+        problems = [
+            Problem(f"missing ({role}); the entity dataframe has {has}", column=name)
+            for name, role in roles.items()
+            if name not in self._given.names
+        ]
+        if problems:
+            raise input_error(_SUBJECT, problems)
+        return list(roles)
+
+    def _joiner(self, txn: ReadTxn, registry: Registry) -> Joiner:
+        last = last_commit(txn)
+        self._commit_id = 0 if last is None else last.id
+        selection = self._select(registry)
+        return Joiner(txn, self._cache, self._dictionary_of, selection, self._event_column, self._known_at)
+
+    def _compute(self) -> tuple[EntityFrame, dict[str, Column]]:
+        with self._lock:
+            if self._entities is None:
+                # A frame in memory is one batch; a file or a stream is read, and joined, batch by batch.
+                native, rows = self._given.native, self._given.rows
+                batches = (
+                    self._given.batches(None, JOIN_BATCH_ROWS)
+                    if native is None
+                    else self._given.batches(self._needed, max(rows or 0, 1))
+                )
+                natives, parts, first = [], [], 0
+                with self._snapshot() as (txn, registry):
+                    joiner = self._joiner(txn, registry)
+                    for frame in batches:
+                        natives.append(frame.native)
+                        parts.append(joiner.join(frame, first))
+                        first += frame.rows
+                self._columns = {name: concat([part[name] for part in parts]) for name in parts[0]}
+                self._entities = EntityFrame(concat_natives(natives) if native is None else native)
+            return self._entities, self._columns
+
+    @property
+    def commit_id(self) -> int:
+        """The commit that was joined (computes the join)."""
+        if self._commit_id is None:
+            self._compute()
+        assert self._commit_id is not None
+        return self._commit_id
+
+    def to_pandas(self) -> Any:
+        """The entity dataframe with the feature columns, as a ``pandas.DataFrame``.
+
+        Floats are numpy floats with NaN for null; integers and bools are numpy dtypes, or pandas'
+        nullable ones where there are nulls; strings are pandas' default for strings; timestamps are
+        ``datetime64[us, UTC]``.
+        """
+        entities, columns = self._compute()
+        return entities.to_pandas(columns)
+
+    to_df = to_pandas
+
+    def to_arrow(self) -> Any:
+        """The entity dataframe with the feature columns, as a ``pyarrow.Table``.
+
+        Raises
+        ------
+        MissingExtraError
+            If pyarrow is not installed.
+        """
+        entities, columns = self._compute()
+        return entities.to_arrow(columns)
+
+    def to_numpy(self) -> dict[str, NDArray[Any]]:
+        """The feature columns alone: name to array of shape (rows,), read-only.
+
+        A column with nulls is a ``numpy.ma.MaskedArray`` (NaN, 0, False, NaT or None under the mask);
+        timestamps are ``datetime64[us]`` UTC, strings and bytes objects.
+        """
+        entities, columns = self._compute()
+        arrays = entities.to_numpy(columns)
+        for array in arrays.values():
+            array.flags.writeable = False
+        return arrays
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> int:
+        """Write the entity dataframe with the feature columns to a Parquet file (zstd).
+
+        The file appears when it is whole. Unless the join is already computed, entity dataframes of
+        more than a million rows are joined and written a million rows at a time, from one commit.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Replaced if it exists.
+
+        Returns
+        -------
+        int
+            Rows written.
+
+        Raises
+        ------
+        FileError
+            If the file cannot be written.
+        MissingExtraError
+            If pyarrow is not installed.
+        """
+        rows = 0
+        with ParquetWriter(path) as writer:
+            for table in self._tables():
+                writer.write(table)
+                rows += table.num_rows
+        return rows
+
+    def _tables(self) -> Iterator[Any]:
+        small = self._given.rows is not None and self._given.rows <= JOIN_BATCH_ROWS
+        if self._entities is not None or small:
+            yield self.to_arrow()
+            return
+        native = self._given.native
+        whole = None if native is None else EntityFrame(native)
+        with self._snapshot() as (txn, registry):
+            joiner = self._joiner(txn, registry)
+            first = 0
+            for frame in self._given.batches(None, JOIN_BATCH_ROWS):
+                columns = joiner.join(frame, first)
+                part = EntityFrame(frame.native) if whole is None else whole.slice(first, first + frame.rows)
+                yield part.to_arrow(columns)
+                first += frame.rows
+
+
+def _known_at(known_at: object, columns: Sequence[str]) -> int | str | None:
+    """`known_at` as microseconds, or as the name of a column."""
+    if known_at is None or (isinstance(known_at, str) and known_at in columns):
+        return known_at
+    try:
+        return as_us(known_at, "known_at")
+    except InputError as error:
+        if isinstance(known_at, str):
+            raise InputError(
+                f"known_at: {known_at!r} is neither a column of the entity dataframe nor a timestamp; give one of them"
+            ) from None
+        raise error
+

@@ -1,0 +1,375 @@
+"""The vocabulary: dtypes, Entity, Feature, FeatureTable, FeatureService. Frozen, pure, checked when made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from featuredb.errors import DefinitionError
+from featuredb.limits import ENTITIES_PER_TABLE_MAX, FEATURES_PER_TABLE_MAX, NAME_CHARS_MAX
+
+INTEGER_NAMES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+FLOAT_NAMES = ("float32", "float64")
+_FIXED = {name: np.dtype(name).newbyteorder("<") for name in (*INTEGER_NAMES, *FLOAT_NAMES, "bool")}
+_FIXED["timestamp"] = np.dtype("<i8")
+_VARIABLE = ("string", "bytes")
+SCALAR_NAMES = ("bool", *INTEGER_NAMES, *FLOAT_NAMES, "string", "bytes", "timestamp")
+_NESTED = re.compile(r"list\[\w+\]|\w+\[\d+\]")
+# "event_timestamp" and "created_timestamp" are left out on purpose: a source without a name for its
+# time columns uses just these.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """A scalar dtype by name. Timestamps are int64 microseconds since 1970-01-01 UTC."""
+
+    name: str
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether values have no fixed width (string, bytes)."""
+        return self.name in _VARIABLE
+
+    @property
+    def is_integer(self) -> bool:
+        return self.name in INTEGER_NAMES
+
+    @property
+    def is_float(self) -> bool:
+        return self.name in FLOAT_NAMES
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """Dtype of `Column.data`: the values, or for variable-width dtypes int32 places in the heap."""
+        return _FIXED.get(self.name, np.dtype("<i4"))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+DTYPES = {name: DType(name) for name in SCALAR_NAMES}
+KEY_DTYPE_NAMES = (*INTEGER_NAMES, "string", "bytes", "bool", "timestamp")
+
+
+def parse_dtype(name: object, where: str) -> DType:
+    """The `DType` called `name`, or a `DefinitionError` that says where and what is allowed."""
+    if isinstance(name, DType):
+        return name
+    if isinstance(name, str) and name in DTYPES:
+        return DTYPES[name]
+    if isinstance(name, str) and _NESTED.fullmatch(name):
+        raise DefinitionError(
+            f"{where}: dtype {name!r} (lists and vectors) is not supported by this version; "
+            f"use one of {', '.join(SCALAR_NAMES)}"
+        )
+    raise DefinitionError(f"{where}: unknown dtype {name!r}; use one of {', '.join(SCALAR_NAMES)}")
+
+
+def check_name(name: object, where: str) -> str:
+    """`name` if it can name a definition: letters, digits, ``_ . -``; no leading digit; no ``__``."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise DefinitionError(
+            f"{where}: name {name!r} is not valid; use a letter or '_' first, then letters, digits, '_', '.' or '-'"
+        )
+    if len(name) > NAME_CHARS_MAX:
+        raise DefinitionError(f"{where}: name {name[:40]!r}... has {len(name)} characters; at most {NAME_CHARS_MAX}")
+    return name
+
+
+def _check_labels(labels: Mapping[str, str], where: str) -> dict[str, str]:
+    if not isinstance(labels, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, str) for key, value in labels.items()
+    ):
+        raise DefinitionError(f"{where}: labels must map str to str, not {labels!r}")
+    return dict(labels)
+
+
+def _check_description(description: object, where: str) -> None:
+    if not isinstance(description, str):
+        raise DefinitionError(f"{where}: description must be a str, not {description!r}")
+
+
+def _set(instance: object, **values: object) -> None:
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What a feature table can be loaded from: names of its columns, and a way to be stored."""
+
+    @property
+    def event_timestamp_column(self) -> str: ...
+    @property
+    def created_timestamp_column(self) -> str | None: ...
+    @property
+    def field_mapping(self) -> Mapping[str, str]: ...
+    def to_record(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A thing that features describe, and the dtype of the column that names it.
+
+    Parameters
+    ----------
+    name : str
+        Also the name of its key column.
+    dtype : str
+        Any integer type, ``string``, ``bytes``, ``bool`` or ``timestamp``.
+    description : str
+        Free text.
+    labels : mapping of str to str
+        Free labels.
+
+    Raises
+    ------
+    DefinitionError
+        If the name or dtype is not valid.
+
+    Examples
+    --------
+    >>> import featuredb as fdb
+    >>> fdb.Entity("origin", dtype="string", description="departure airport").dtype
+    'string'
+    """
+
+    name: str
+    dtype: str
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"entity {self.name!r}"
+        check_name(self.name, where)
+        dtype = parse_dtype(self.dtype, where)
+        if dtype.name not in KEY_DTYPE_NAMES:
+            raise DefinitionError(
+                f"{where}: a key cannot be of dtype {dtype}; use one of {', '.join(KEY_DTYPE_NAMES)}"
+            )
+        _check_description(self.description, where)
+        _set(self, dtype=dtype.name, labels=_check_labels(self.labels, where))
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A named, typed column of a feature table. Any value may be null.
+
+    Parameters
+    ----------
+    name : str
+        Unique within its table.
+    dtype : str
+        ``bool``, ``int8`` to ``int64``, ``uint8`` to ``uint64``, ``float32``, ``float64``, ``string``,
+        ``bytes`` or ``timestamp``.
+    description : str
+        Free text.
+
+    Raises
+    ------
+    DefinitionError
+        If the name or dtype is not valid.
+
+    Examples
+    --------
+    >>> import featuredb as fdb
+    >>> fdb.Feature("temp", "float64").name
+    'temp'
+    """
+
+    name: str
+    dtype: str
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"feature {self.name!r}"
+        check_name(self.name, where)
+        _check_description(self.description, where)
+        _set(self, dtype=parse_dtype(self.dtype, where).name)
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of the same entities that arrive together, with their history.
+
+    Parameters
+    ----------
+    name : str
+        Unique within the file.
+    entities : sequence of str
+        Names of one or more entities; several make a composite key.
+    features : sequence of Feature
+        At least one.
+    max_age : datetime.timedelta or None
+        How old a row may be when it is used; None means no limit. Whole microseconds.
+    batch_source : FileSource or None
+        Where ``ingest(name)`` reads from, and the column names of any data given to ``ingest``.
+    online : bool
+        Whether ingests keep the latest row of each key for online reads.
+    labels, description
+        Free labels and text.
+
+    Raises
+    ------
+    DefinitionError
+        Lists every problem of the definition.
+
+    Examples
+    --------
+    >>> import featuredb as fdb
+    >>> table = fdb.FeatureTable("weather", ["origin"], [fdb.Feature("temp", "float64")])
+    >>> table.feature_names
+    ('temp',)
+    """
+
+    name: str
+    entities: Sequence[str]
+    features: Sequence[Feature]
+    max_age: timedelta | None = None
+    batch_source: Source | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+    online: bool = True
+
+    def __post_init__(self) -> None:
+        where = f"feature table {self.name!r}"
+        check_name(self.name, where)
+        if isinstance(self.entities, str) or isinstance(self.features, Feature):
+            raise DefinitionError(f"{where}: entities and features are lists; put the single one in brackets")
+        entities = tuple(entity.name if isinstance(entity, Entity) else entity for entity in self.entities)
+        features = tuple(self.features)
+        _set(self, entities=entities, features=features, labels=_check_labels(self.labels, where))
+        _check_description(self.description, where)
+        problems = [*self._column_problems(), *self._option_problems()]
+        if problems:
+            raise DefinitionError(f"{where}: " + "; ".join(problems))
+
+    def _column_problems(self) -> Iterable[str]:
+        wrong = [feature for feature in self.features if not isinstance(feature, Feature)]
+        if wrong:
+            yield f"features must be Feature objects, not {wrong[0]!r}"
+            return
+        if not self.entities:
+            yield "has no entity; name at least one"
+        if not self.features:
+            yield "has no feature; define at least one"
+        if len(self.entities) > ENTITIES_PER_TABLE_MAX:
+            yield f"has {len(self.entities)} entities; at most {ENTITIES_PER_TABLE_MAX}"
+        if len(self.features) > FEATURES_PER_TABLE_MAX:
+            yield f"has {len(self.features)} features; at most {FEATURES_PER_TABLE_MAX}"
+        names = [*self.entities, *self.feature_names]
+        for name in sorted({name for name in names if names.count(name) > 1}, key=str):
+            yield f"name {name!r} stands more than once among its entities and features; rename one"
+
+    def _option_problems(self) -> Iterable[str]:
+        if self.max_age is not None:
+            if not isinstance(self.max_age, timedelta):
+                yield f"max_age must be a datetime.timedelta or None, not {self.max_age!r}"
+            elif self.max_age <= timedelta(0):
+                yield f"max_age must be longer than zero, not {self.max_age}; use None for no limit"
+        if not isinstance(self.online, bool):
+            yield f"online must be True or False, not {self.online!r}"
+        if self.batch_source is None:
+            return
+        if not isinstance(self.batch_source, Source):
+            yield f"batch_source must be a FileSource, not {self.batch_source!r}"
+            return
+        known = {*self.entities, *self.feature_names}
+        for column, target in self.batch_source.field_mapping.items():
+            if target not in known:
+                yield (
+                    f"field mapping {column!r} -> {target!r}: the table has no entity or feature {target!r}; "
+                    f"it has {', '.join(sorted(known))}"
+                )
+        targets = list(self.batch_source.field_mapping.values())
+        for target in sorted({target for target in targets if targets.count(target) > 1}):
+            yield f"field mapping: more than one column maps to {target!r}"
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def max_age_us(self) -> int | None:
+        """`max_age` in microseconds."""
+        return None if self.max_age is None else self.max_age // timedelta(microseconds=1)
+
+    @property
+    def event_timestamp_column(self) -> str:
+        """Name of the event timestamp column in data given to ``ingest``."""
+        return "event_timestamp" if self.batch_source is None else self.batch_source.event_timestamp_column
+
+    @property
+    def created_timestamp_column(self) -> str | None:
+        """Name of the created timestamp column of the source, if it has one."""
+        return None if self.batch_source is None else self.batch_source.created_timestamp_column
+
+    def column_of(self, name: str) -> str:
+        """Name, in data given to ``ingest``, of the column of the entity or feature `name`."""
+        mapping = {} if self.batch_source is None else self.batch_source.field_mapping
+        return next((column for column, target in mapping.items() if target == name), name)
+
+
+@dataclass(frozen=True)
+class FeatureService:
+    """A named list of feature references: what one model reads, in training and in serving.
+
+    Parameters
+    ----------
+    name : str
+        Unique within the file.
+    features : sequence of str
+        References ``"table:feature"``, at least one, no two alike.
+    labels, description
+        Free labels and text.
+
+    Raises
+    ------
+    DefinitionError
+        If the name or a reference is malformed or given twice.
+
+    Examples
+    --------
+    >>> import featuredb as fdb
+    >>> fdb.FeatureService("delay_model", ["weather:temp"]).features
+    ('weather:temp',)
+    """
+
+    name: str
+    features: Sequence[str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"feature service {self.name!r}"
+        check_name(self.name, where)
+        _check_description(self.description, where)
+        if isinstance(self.features, str):
+            raise DefinitionError(f"{where}: features is a list of references; put the single one in brackets")
+        references = tuple(self.features)
+        if not references:
+            raise DefinitionError(f"{where}: has no feature; name at least one")
+        for reference in references:
+            split_reference(reference, where)
+        twice = sorted({reference for reference in references if references.count(reference) > 1})
+        if twice:
+            raise DefinitionError(f"{where}: {', '.join(map(repr, twice))} stands more than once; remove the repeats")
+        _set(self, features=references, labels=_check_labels(self.labels, where))
+
+
+Definition = Entity | FeatureTable | FeatureService
+
+
+def split_reference(reference: object, where: str) -> tuple[str, str]:
+    """``"table:feature"`` as (table, feature), or a `DefinitionError`."""
+    if isinstance(reference, str):
+        table, colon, feature = reference.partition(":")
+        if colon and _NAME.fullmatch(table) and _NAME.fullmatch(feature):
+            return table, feature
+    raise DefinitionError(f"{where}: {reference!r} is not a feature reference; write 'table:feature'")

@@ -1,0 +1,162 @@
+"""The handle on an open file that the rest of featuredb works with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from threading import get_ident
+from typing import TYPE_CHECKING, TypeVar
+
+from featuredb import limits
+from featuredb.errors import ClosedError, FeatureDBError, FileError, ReadOnlyError
+from featuredb.storage import datafile
+from featuredb.storage.txn import ReadTxn, WriteTxn
+
+if TYPE_CHECKING:
+    from featuredb.storage.env import Core
+
+T = TypeVar("T")
+
+
+class Env:
+    """A handle on an open file, from `open_env`. Safe to use from several threads.
+
+    Attributes
+    ----------
+    path : str
+        The file's real path.
+    """
+
+    def __init__(self, core: Core, path: str, *, readonly: bool, durable: bool) -> None:
+        self.path = path
+        self._core: Core | None = core
+        self._readonly = readonly
+        self._durable = durable
+
+    def read(self) -> ReadTxn:
+        """A snapshot of the file: ``with env.read() as txn``."""
+        if self._core is None:
+            raise closed_error(self.path)
+        return ReadTxn(self._core)
+
+    @contextlib.contextmanager
+    def writer(self, timeout_seconds: float = limits.WRITE_TIMEOUT_SECONDS) -> Iterator[None]:
+        """Hold the file's one write lock, across threads and processes. Not reentrant.
+
+        Raises
+        ------
+        BusyError
+            Another writer held it for `timeout_seconds`, or this thread holds it already.
+        ReadOnlyError
+            The file was opened read-only.
+        """
+        core = self._writable()
+        try:
+            core.lock.acquire(timeout_seconds)
+            try:
+                yield
+            finally:
+                core.lock.release()
+        finally:
+            if core.handles == 0:
+                core.close_if_idle()
+
+    def write(self, fn: Callable[[WriteTxn], T], *, durable: bool = True) -> T:
+        """Run ``fn(txn)`` and commit, or on an exception change nothing. `writer` must be held.
+
+        Parameters
+        ----------
+        fn : callable
+            May be run again from its start, after the map has grown.
+        durable : bool
+            Whether the commit must survive power loss if the handle is durable.
+
+        Returns
+        -------
+        object
+            What `fn` returned.
+
+        Raises
+        ------
+        FileError
+            The disk is full, or the map cannot grow.
+        """
+        core = self._writable()
+        if core.lock.owner != get_ident():
+            raise FeatureDBError(f"{self.path}: write() needs the write lock; call it inside `with env.writer():`")
+        self._refuse_inside_write(core)
+        result = core.commit(fn)
+        if durable and self._durable and not core.durable:
+            core.sync()
+        return result
+
+    def copy(self, path: str, compact: bool) -> None:
+        """Write a snapshot to the new file `path`; with `compact`, without free pages.
+
+        Raises
+        ------
+        FileError
+            `path` exists, or its folder does not, or the disk is full.
+        """
+        core = self._usable()
+        self._refuse_inside_write(core)
+        target = os.path.realpath(path)
+        temporary = datafile.temporary_name(target)
+        if os.path.lexists(target):
+            raise FileError(f"{target}: exists already; choose another name or delete it")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                with self.read():
+                    core.copy(fd, compact)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            if not datafile.publish(temporary, target):
+                raise FileError(f"{target}: exists already; choose another name or delete it")
+        except OSError as error:
+            raise datafile.file_error(target, error, "written") from error
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def space(self) -> dict[str, int]:
+        """Bytes of the file, its pages and its map; and how many reader slots are in use.
+
+        ``free_bytes`` counts pages that are free for reuse, and the few that list them.
+        """
+        core = self._usable()
+        with self.read():
+            return core.space()
+
+    def close(self) -> None:
+        """Release the handle; the last one waits for reads of other threads, then closes the file. Idempotent."""
+        core, self._core = self._core, None
+        if core is not None:
+            core.release()
+
+    def _usable(self) -> Core:
+        core = self._core
+        if core is None:
+            raise closed_error(self.path)
+        refused = core.refused()
+        if refused is not None:
+            raise refused
+        return core
+
+    def _writable(self) -> Core:
+        core = self._usable()
+        if self._readonly or core.readonly:
+            raise ReadOnlyError(f"{self.path}: is open read-only; open it without read_only to write")
+        return core
+
+    def _refuse_inside_write(self, core: Core) -> None:
+        here = get_ident()
+        if any(isinstance(txn, WriteTxn) and txn.thread == here for txn in list(core.active)):
+            raise FeatureDBError(f"{self.path}: called from inside write(); let that write end first")
+
+
+def closed_error(path: str) -> ClosedError:
+    """What a use after `Env.close` raises."""
+    return ClosedError(f"{path}: was closed; open it again")

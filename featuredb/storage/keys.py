@@ -1,0 +1,201 @@
+"""Entity keys as bytes: order-preserving, self-delimiting, so that ``(1, 11)`` can never be ``(11, 1)``.
+
+Integers and timestamps are big-endian with the sign bit flipped, bool is one byte. In string and bytes
+the byte 00 becomes 01 01, 01 becomes 01 02, and a 00 ends the value. A composite key is its parts in
+the order of the table's entities. Comparing encoded bytes then orders keys as their values do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuredb.columns import Column, Heap
+from featuredb.errors import CorruptionError, InputError
+from featuredb.frames.convert import as_us
+from featuredb.limits import KEY_BYTES_MAX
+from featuredb.schema import DType
+
+
+def _sign_bit(dtype: DType) -> int:
+    signed = dtype.numpy.kind == "i"
+    return 1 << (8 * dtype.numpy.itemsize - 1) if signed else 0
+
+
+def _encode_fixed(column: Column) -> NDArray[np.uint8]:
+    """Big-endian bytes of each value, shape (n, width)."""
+    width = column.dtype.numpy.itemsize
+    words = np.ascontiguousarray(column.data).view(f"<u{width}") ^ np.array(_sign_bit(column.dtype), f"u{width}")
+    return words.astype(f">u{width}").view(np.uint8).reshape(len(words), width)
+
+
+def _decode_fixed(raw: NDArray[np.uint8], dtype: DType) -> NDArray[Any]:
+    width = dtype.numpy.itemsize
+    words = np.ascontiguousarray(raw).view(f">u{width}").reshape(-1).astype(f"<u{width}")
+    return (words ^ np.array(_sign_bit(dtype), f"u{width}")).view(dtype.numpy)
+
+
+def _escape(heap: Heap) -> Heap:
+    """Every entry escaped and terminated."""
+    lengths = np.diff(heap.offsets)
+    escaped = heap.data < 2
+    before = np.cumsum(escaped) - escaped
+    place = np.arange(len(heap.data)) + before + np.repeat(np.arange(len(heap)), lengths)
+    extra = np.zeros(len(heap.data) + 1, dtype=np.int64)
+    np.cumsum(escaped, out=extra[1:])
+    offsets = heap.offsets + extra[heap.offsets] + np.arange(len(heap) + 1)
+    data = np.zeros(offsets[-1], dtype=np.uint8)
+    data[place] = np.where(escaped, 1, heap.data)
+    data[place[escaped] + 1] = heap.data[escaped] + 1
+    return Heap(offsets, data)
+
+
+def _unescape(heap: Heap) -> Heap:
+    """The inverse of `_escape` for entries without their terminator."""
+    # Every second byte of a run of 01 leads an escape: 01 01 and 01 02 both begin with one.
+    ones = heap.data == 1
+    place = np.arange(len(ones))
+    starts = ones & ~np.concatenate([[False], ones[:-1]])[: len(ones)]
+    run_start = np.maximum.accumulate(np.where(starts, place, 0))
+    mark = ones & ((place - run_start) % 2 == 0)
+    follows = np.concatenate([[False], mark[:-1]])[: len(ones)]
+    kept = ~mark
+    dropped = np.zeros(len(heap.data) + 1, dtype=np.int64)
+    np.cumsum(mark, out=dropped[1:])
+    values = np.where(follows, heap.data - 1, heap.data)
+    return Heap(heap.offsets - dropped[heap.offsets], values[kept].astype(np.uint8))
+
+
+def encode_keys(columns: Sequence[Column]) -> Heap:
+    """The key bytes of every row of `columns`, one column per entity, without nulls."""
+    rows = len(columns[0])
+    fixed = [None if column.dtype.is_variable else _encode_fixed(column) for column in columns]
+    if all(part is not None for part in fixed):
+        matrix = np.concatenate([part for part in fixed if part is not None], axis=1)
+        return Heap(np.arange(rows + 1, dtype=np.int64) * matrix.shape[1], matrix.reshape(-1))
+    variable = [
+        None if column.heap is None else _escape(column.heap).take(column.data) if rows else Heap.of([])
+        for column in columns
+    ]
+    if len(columns) == 1 and variable[0] is not None:
+        return variable[0]
+    lengths = np.zeros(rows, dtype=np.int64)
+    for part, heap in zip(fixed, variable, strict=True):
+        lengths += part.shape[1] if part is not None else 0
+        if heap is not None:
+            lengths += np.diff(heap.offsets)
+    offsets = np.zeros(rows + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    data = np.empty(offsets[-1], dtype=np.uint8)
+    cursor = offsets[:-1].copy()
+    for part, heap in zip(fixed, variable, strict=True):
+        if part is not None:
+            data[cursor[:, None] + np.arange(part.shape[1])] = part
+            cursor += part.shape[1]
+        elif heap is not None:
+            sizes = np.diff(heap.offsets)
+            data[np.repeat(cursor - heap.offsets[:-1], sizes) + np.arange(len(heap.data))] = heap.data
+            cursor += sizes
+    return Heap(offsets, data)
+
+
+def decode_keys(keys: Heap, dtypes: Sequence[DType]) -> list[Column]:
+    """The columns that `encode_keys` made `keys` from."""
+    cursor = keys.offsets[:-1].copy()
+    ends = keys.offsets[1:]
+    zeros = np.flatnonzero(keys.data == 0)
+    columns = []
+    for dtype in dtypes:
+        if not dtype.is_variable:
+            width = dtype.numpy.itemsize
+            if np.any(cursor + width > ends):
+                raise CorruptionError("an entity key is shorter than its dtypes; the file is damaged")
+            raw = keys.data[cursor[:, None] + np.arange(width)]
+            columns.append(Column(dtype, _decode_fixed(raw, dtype)))
+            cursor += width
+            continue
+        place = np.searchsorted(zeros, cursor)
+        stops = np.append(zeros, -1)[place]
+        if np.any((stops < cursor) | (stops >= ends)):
+            raise CorruptionError("an entity key has no end; the file is damaged")
+        lengths = stops - cursor
+        offsets = np.zeros(len(cursor) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        source = np.repeat(cursor - offsets[:-1], lengths) + np.arange(offsets[-1])
+        heap = _unescape(Heap(offsets, keys.data[source]))
+        columns.append(Column(dtype, np.arange(len(cursor), dtype=dtype.numpy), None, heap))
+        cursor = stops + 1
+    if np.any(cursor != ends):
+        raise CorruptionError("an entity key is longer than its dtypes; the file is damaged")
+    return columns
+
+
+def _integer_encoder(dtype: DType) -> Callable[[Any], bytes]:
+    info = np.iinfo(dtype.numpy)
+    low, high, width, flip = int(info.min), int(info.max), dtype.numpy.itemsize, _sign_bit(dtype)
+    mask = (1 << (8 * width)) - 1
+
+    def encode(value: Any) -> bytes:
+        if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+            raise InputError(f"{value!r} is not of dtype {dtype}; give an int")
+        if not low <= value <= high:
+            raise InputError(f"{value!r} is out of range of {dtype}")
+        return ((int(value) & mask) ^ flip).to_bytes(width, "big")
+
+    return encode
+
+
+def _encode_bool(value: Any) -> bytes:
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{value!r} is not of dtype bool; give True or False")
+    return b"\x01" if value else b"\x00"
+
+
+def _escape_bytes(raw: bytes) -> bytes:
+    if 0 in raw or 1 in raw:
+        raw = raw.replace(b"\x01", b"\x01\x02").replace(b"\x00", b"\x01\x01")
+    return raw + b"\x00"
+
+
+def _encode_string(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise InputError(f"{value!r} is not of dtype string; give a str")
+    try:
+        return _escape_bytes(value.encode())
+    except UnicodeEncodeError:
+        raise InputError(f"{value!r} is not valid Unicode; remove the lone surrogate") from None
+
+
+def _encode_bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise InputError(f"{value!r} is not of dtype bytes; give bytes")
+    return _escape_bytes(bytes(value))
+
+
+def _encode_timestamp(value: Any) -> bytes:
+    return ((as_us(value, "entity key") & 0xFFFF_FFFF_FFFF_FFFF) ^ (1 << 63)).to_bytes(8, "big")
+
+
+def value_encoder(dtype: DType) -> Callable[[Any], bytes]:
+    """A function from one Python value to its part of the key; it raises `InputError`."""
+    if dtype.is_integer:
+        return _integer_encoder(dtype)
+    return {
+        "bool": _encode_bool,
+        "string": _encode_string,
+        "bytes": _encode_bytes,
+        "timestamp": _encode_timestamp,
+    }[dtype.name]
+
+
+def encode_key(values: Sequence[object], dtypes: Sequence[DType]) -> bytes:
+    """The key bytes of one key given as Python values."""
+    return b"".join([value_encoder(dtype)(value) for value, dtype in zip(values, dtypes, strict=True)])
+
+
+def too_long(keys: Heap) -> NDArray[np.int64]:
+    """Rows whose key bytes exceed `KEY_BYTES_MAX`."""
+    return np.flatnonzero(np.diff(keys.offsets) > KEY_BYTES_MAX)

@@ -1,0 +1,96 @@
+"""The entity dictionary of a key space: key bytes to dense integer codes, and back.
+
+Two views of the same facts. One tree entry per key (key bytes to code) makes a handful of look-ups
+independent of the number of entities; blocks of 512 keys in code order let a large join read the whole
+dictionary at memory speed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuredb.columns import Heap
+from featuredb.errors import CorruptionError, LimitError
+from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_KEY
+from featuredb.storage.env import ReadTxn, WriteTxn
+
+
+def _pack_block(keys: Heap) -> bytes:
+    body = np.uint32(len(keys)).tobytes() + keys.offsets.astype("<u4").tobytes() + keys.data.tobytes()
+    return zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def _unpack_block(raw: memoryview, what: str) -> Heap:
+    if len(raw) < 12 or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "little"):
+        raise CorruptionError(f"{what} is damaged: its checksum does not match; restore the file from a backup")
+    count = int.from_bytes(raw[4:8], "little")
+    start = 8 + 4 * (count + 1)
+    if not 0 < count <= KEYS_PER_BLOCK or start > len(raw):
+        raise CorruptionError(f"{what} is damaged: it claims {count} keys; restore the file from a backup")
+    offsets = np.frombuffer(raw[8:start], dtype="<u4").astype(np.int64)
+    data = np.frombuffer(raw[start:], dtype=np.uint8).copy()
+    if offsets[0] != 0 or offsets[-1] != len(data) or np.any(np.diff(offsets) < 0):
+        raise CorruptionError(f"{what} is damaged: its offsets do not fit; restore the file from a backup")
+    return Heap(offsets, data)
+
+
+class KeySpace:
+    """The dictionary of one tuple of entities. Codes are 0, 1, 2, ... in order of arrival, for good."""
+
+    def __init__(self, space_id: int) -> None:
+        self.id = space_id
+        self._key_prefix = NS_KEY + space_id.to_bytes(4, "big")
+        self._block_prefix = NS_CODE_BLOCK + space_id.to_bytes(4, "big")
+
+    def _block_name(self, block: int) -> str:
+        return f"block {block} of key space {self.id}"
+
+    def count(self, txn: ReadTxn) -> int:
+        """Number of keys."""
+        last = txn.last(self._block_prefix)
+        if last is None:
+            return 0
+        block = int.from_bytes(last[0][5:], "big")
+        return block * KEYS_PER_BLOCK + int.from_bytes(last[1][4:8], "little")
+
+    def lookup(self, txn: ReadTxn, keys: Sequence[bytes]) -> NDArray[np.int32]:
+        """The code of each key, -1 where unknown."""
+        found = txn.get_many([self._key_prefix + key for key in keys])
+        known = {bytes(key[5:]): int.from_bytes(value, "little") for key, value in found}
+        return np.fromiter((known.get(key, -1) for key in keys), dtype=np.int32, count=len(keys))
+
+    def append(self, txn: WriteTxn, keys: Heap) -> NDArray[np.int32]:
+        """Give codes to `keys`: distinct, not yet in the space."""
+        first = self.count(txn)
+        if first + len(keys) > ENTITIES_MAX:
+            raise LimitError(f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys")
+        raw = keys.tolist()
+        codes = np.arange(first, first + len(keys), dtype=np.int32)
+        packed = codes.astype("<u4").view("V4").tolist()
+        txn.put_many(sorted(zip(map(self._key_prefix.__add__, raw), packed, strict=True)))
+        done = 0
+        while done < len(keys):
+            block, used = divmod(first + done, KEYS_PER_BLOCK)
+            step = min(KEYS_PER_BLOCK - used, len(keys) - done)
+            key = self._block_prefix + block.to_bytes(4, "big")
+            held: list[bytes] = []
+            if used:
+                stored = txn.get(key)
+                held = [] if stored is None else _unpack_block(stored, self._block_name(block)).tolist()
+            txn.put(key, _pack_block(Heap.of(held + raw[done : done + step])))
+            done += step
+        return codes
+
+    def blocks(self, txn: ReadTxn, first_block: int = 0) -> Iterator[Heap]:
+        """The keys in code order, a block at a time, from block `first_block` on."""
+        expected = first_block
+        for key, value in txn.scan(self._block_prefix, first_block.to_bytes(4, "big")):
+            block = int.from_bytes(key[5:], "big")
+            if block != expected:
+                raise CorruptionError(f"{self._block_name(expected)} is missing; restore the file from a backup")
+            yield _unpack_block(value, self._block_name(block))
+            expected += 1

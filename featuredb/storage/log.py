@@ -1,0 +1,69 @@
+"""The commit log: one record for each commit, in order, never rewritten."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from featuredb.limits import NS_COMMIT
+from featuredb.storage.env import ReadTxn, WriteTxn
+from featuredb.storage.records import pack, unpack
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit: what changed the file, when, and by how much.
+
+    ``id`` counts from 1 without gaps, ``time`` never runs backwards, ``rows`` is the number of history
+    rows the commit added (for ``materialize``: online keys it wrote).
+    """
+
+    id: int
+    time_us: int
+    operation: str
+    table: str | None
+    rows: int
+
+    @property
+    def time(self) -> datetime:
+        return _EPOCH + timedelta(microseconds=self.time_us)
+
+
+def _commit(key: bytes | memoryview, value: bytes | memoryview) -> Commit:
+    number = int.from_bytes(key[1:], "big")
+    time_us, operation, table, rows = unpack(value, f"the record of commit {number}")
+    return Commit(number, time_us, operation, table, rows)
+
+
+def last_commit(txn: ReadTxn) -> Commit | None:
+    """The newest commit, or None in a new file."""
+    found = txn.last(NS_COMMIT)
+    return None if found is None else _commit(*found)
+
+
+def append_commit(txn: WriteTxn, operation: str, table: str | None, rows: int) -> Commit:
+    """Log a commit in the transaction that makes it."""
+    last = last_commit(txn)
+    now_us = time.time_ns() // 1000
+    # Knowledge time asks which commits had happened by then: the clock may step back, the log may not.
+    time_us = now_us if last is None else max(now_us, last.time_us + 1)
+    commit = Commit(1 if last is None else last.id + 1, time_us, operation, table, rows)
+    txn.put(NS_COMMIT + commit.id.to_bytes(8, "big"), pack([time_us, operation, table, rows]))
+    return commit
+
+
+def commits(txn: ReadTxn) -> Iterator[Commit]:
+    """Every commit, oldest first."""
+    for key, value in txn.scan(NS_COMMIT):
+        yield _commit(key, value)
+
+
+def last_commit_known_at(txn: ReadTxn, known_at_us: list[int]) -> list[int]:
+    """For each time, the id of the last commit made by then (0 if none)."""
+    times = [commit.time_us for commit in commits(txn)]
+    return [bisect_right(times, moment) for moment in known_at_us]

@@ -1,0 +1,397 @@
+"""The registry: definitions in the file, and what a change of them may do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+from featuredb.errors import DefinitionError, NotFoundError
+from featuredb.limits import NS_DEFINITION, TABLES_MAX
+from featuredb.schema import DTYPES, Definition, DType, Entity, Feature, FeatureService, FeatureTable, split_reference
+from featuredb.sources import source_from_record
+from featuredb.storage.env import ReadTxn, WriteTxn
+from featuredb.storage.records import pack, unpack
+
+_STATE = NS_DEFINITION + b"#"
+_ENTITY, _TABLE, _SERVICE, _SPACE = (NS_DEFINITION + kind for kind in (b"e", b"t", b"s", b"k"))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTable:
+    """A feature table with the ids that stand for it in the file.
+
+    ``layouts[v]`` lists (feature id, dtype name) of version ``v`` of the packed online row; the last one
+    is current. ``reserved`` holds the names of removed features.
+    """
+
+    id: int
+    space_id: int
+    definition: FeatureTable
+    key_dtypes: tuple[DType, ...]
+    feature_ids: Mapping[str, int]
+    layouts: tuple[tuple[tuple[int, str], ...], ...]
+    reserved: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    def dtype_of(self, feature: str) -> DType:
+        return next(DTYPES[f.dtype] for f in self.definition.features if f.name == feature)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What ``apply`` does to one definition: ``action`` is create, update or unchanged."""
+
+    kind: str
+    name: str
+    action: str
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.action} {self.kind} {self.name}"
+        return f"{text}: {'; '.join(self.details)}" if self.details else text
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Every definition of a file at one commit.
+
+    ``version`` rises with each change, so that whoever holds resolved definitions can tell they are old.
+    """
+
+    version: int = 0
+    next_id: int = 1
+    entities: Mapping[str, Entity] = field(default_factory=dict)
+    tables: Mapping[str, StoredTable] = field(default_factory=dict)
+    services: Mapping[str, FeatureService] = field(default_factory=dict)
+    spaces: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+
+    def entity(self, name: str) -> Entity:
+        return _find(self.entities, name, "entity")
+
+    def table(self, name: str) -> StoredTable:
+        return _find(self.tables, name, "feature table")
+
+    def service(self, name: str) -> FeatureService:
+        return _find(self.services, name, "feature service")
+
+    def references(self, features: str | FeatureService | Sequence[str]) -> list[tuple[StoredTable, str]]:
+        """Resolve a service, its name, or a list of ``"table:feature"`` to (table, feature) pairs."""
+        if isinstance(features, str) and ":" not in features:
+            features = self.service(features)
+        if isinstance(features, FeatureService):
+            features = features.features
+        asked = [features] if isinstance(features, str) else list(features)
+        if not asked:
+            raise DefinitionError("features: no feature was asked for; name a feature service or 'table:feature'")
+        resolved, problems = [], []
+        missing = False
+        for reference in asked:
+            try:
+                table_name, feature = split_reference(reference, "features")
+                table = self.table(table_name)
+                if feature not in table.feature_ids:
+                    raise NotFoundError(_missing_feature(table, feature))
+                resolved.append((table, feature))
+            except (DefinitionError, NotFoundError) as error:
+                missing = missing or isinstance(error, NotFoundError)
+                problems.append(str(error))
+        if problems:
+            raise (NotFoundError if missing else DefinitionError)("; ".join(problems))
+        twice = sorted({reference for reference in asked if asked.count(reference) > 1})
+        if twice:
+            raise DefinitionError(f"features: {', '.join(map(repr, twice))} is asked for more than once; ask once")
+        return resolved
+
+
+def _find(definitions: Mapping[str, Any], name: object, kind: str) -> Any:
+    if isinstance(name, str) and name in definitions:
+        return definitions[name]
+    known = ", ".join(sorted(definitions)) or "none yet"
+    raise NotFoundError(f"no {kind} {name!r} in this file; there is: {known}")
+
+
+def _missing_feature(table: StoredTable, feature: str) -> str:
+    if feature in table.reserved:
+        return f"feature {feature!r} of table {table.name!r} was removed; it has {', '.join(table.feature_ids)}"
+    return f"feature table {table.name!r} has no feature {feature!r}; it has {', '.join(table.feature_ids)}"
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def _table_record(table: StoredTable) -> dict[str, Any]:
+    definition = table.definition
+    source = definition.batch_source
+    return {
+        "id": table.id,
+        "space": table.space_id,
+        "entities": list(definition.entities),
+        "key_dtypes": [dtype.name for dtype in table.key_dtypes],
+        "features": [[table.feature_ids[f.name], f.name, f.dtype, f.description] for f in definition.features],
+        "max_age_us": definition.max_age_us,
+        "source": None if source is None else source.to_record(),
+        "labels": dict(definition.labels),
+        "description": definition.description,
+        "online": definition.online,
+        "layouts": [[list(column) for column in layout] for layout in table.layouts],
+        "reserved": list(table.reserved),
+    }
+
+
+def _table_of(name: str, record: Mapping[str, Any]) -> StoredTable:
+    max_age_us = record["max_age_us"]
+    definition = FeatureTable(
+        name,
+        record["entities"],
+        [Feature(feature, dtype, text) for _, feature, dtype, text in record["features"]],
+        max_age=None if max_age_us is None else timedelta(microseconds=max_age_us),
+        batch_source=None if record["source"] is None else source_from_record(record["source"]),
+        labels=record["labels"],
+        description=record["description"],
+        online=record["online"],
+    )
+    return StoredTable(
+        record["id"],
+        record["space"],
+        definition,
+        tuple(DTYPES[dtype] for dtype in record["key_dtypes"]),
+        {feature: number for number, feature, _, _ in record["features"]},
+        tuple(tuple((number, dtype) for number, dtype in layout) for layout in record["layouts"]),
+        tuple(record["reserved"]),
+    )
+
+
+def registry_state(txn: ReadTxn) -> bytes:
+    """A mark of the definitions in this transaction: it differs after every change of them."""
+    raw = txn.get(_STATE)
+    return b"" if raw is None else bytes(raw)
+
+
+def read_registry(txn: ReadTxn) -> Registry:
+    """Every definition of the file."""
+    raw = txn.get(_STATE)
+    if raw is None:
+        return Registry()
+    version, next_id = unpack(raw, "the registry's state")
+
+    def records(prefix: bytes, kind: str) -> Iterable[tuple[str, Any]]:
+        for key, value in txn.scan(prefix):
+            name = bytes(key[len(prefix) :]).decode()
+            yield name, unpack(value, f"the definition of {kind} {name!r}")
+
+    return Registry(
+        version,
+        next_id,
+        {name: Entity(name, **record) for name, record in records(_ENTITY, "entity")},
+        {name: _table_of(name, record) for name, record in records(_TABLE, "feature table")},
+        {name: FeatureService(name, **record) for name, record in records(_SERVICE, "feature service")},
+        {tuple(name.split("/")): number for name, number in records(_SPACE, "key space")},
+    )
+
+
+def write_registry(txn: WriteTxn, old: Registry, new: Registry) -> None:
+    """Store what differs between `old`, which the file holds, and `new`; the version rises by one."""
+    kinds: list[tuple[bytes, Mapping[str, Any], Mapping[str, Any], Any]] = [
+        (_ENTITY, old.entities, new.entities, _entity_record),
+        (_TABLE, old.tables, new.tables, _table_record),
+        (_SERVICE, old.services, new.services, _service_record),
+    ]
+    for prefix, before, after, record in kinds:
+        for name in before.keys() - after.keys():
+            txn.delete(prefix + name.encode())
+        for name, definition in after.items():
+            if before.get(name) != definition:
+                txn.put(prefix + name.encode(), pack(record(definition)))
+    for entities, number in new.spaces.items():
+        txn.put(_SPACE + "/".join(entities).encode(), pack(number))
+    txn.put(_STATE, pack([old.version + 1, new.next_id]))
+
+
+def _entity_record(entity: Entity) -> dict[str, Any]:
+    return {"dtype": entity.dtype, "description": entity.description, "labels": dict(entity.labels)}
+
+
+def _service_record(service: FeatureService) -> dict[str, Any]:
+    return {
+        "features": list(service.features),
+        "labels": dict(service.labels),
+        "description": service.description,
+    }
+
+
+# --- changes ----------------------------------------------------------------------------------
+
+
+def apply_changes(registry: Registry, objects: Definition | Iterable[Definition]) -> tuple[Registry, list[Change]]:
+    """The registry after applying `objects`, and what changes; a `DefinitionError` lists every refusal."""
+    definitions = [objects] if isinstance(objects, Entity | FeatureTable | FeatureService) else list(objects)
+    problems: list[str] = []
+    changes: list[Change] = []
+    seen: set[tuple[type, str]] = set()
+    for definition in definitions:
+        if not isinstance(definition, Entity | FeatureTable | FeatureService):
+            raise DefinitionError(f"apply takes Entity, FeatureTable and FeatureService objects, not {definition!r}")
+        if (type(definition), definition.name) in seen:
+            problems.append(f"{_kind(definition)} {definition.name!r} is given more than once; give it once")
+        seen.add((type(definition), definition.name))
+    # Entities first, services last: each kind may use what the same call defines.
+    for kind in (Entity, FeatureTable, FeatureService):
+        for definition in definitions:
+            if isinstance(definition, kind):
+                try:
+                    registry, change = _apply_one(registry, definition)
+                    changes.append(change)
+                except DefinitionError as error:
+                    problems.append(str(error))
+    if not problems:
+        problems.extend(_dangling(registry))
+    if problems:
+        raise DefinitionError("nothing was applied: " + "; ".join(problems))
+    return registry, changes
+
+
+def _kind(definition: Definition) -> str:
+    return {Entity: "entity", FeatureTable: "feature table", FeatureService: "feature service"}[type(definition)]
+
+
+def _apply_one(registry: Registry, definition: Definition) -> tuple[Registry, Change]:
+    if isinstance(definition, Entity):
+        return _apply_entity(registry, definition)
+    if isinstance(definition, FeatureTable):
+        return _apply_table(registry, definition)
+    services = {**registry.services, definition.name: definition}
+    return replace(registry, services=services), _change(definition, registry.services.get(definition.name), "features")
+
+
+def _change(definition: Definition, stored: Definition | None, *names: str) -> Change:
+    kind = _kind(definition)
+    if stored is None:
+        return Change(kind, definition.name, "create")
+    if stored == definition:
+        return Change(kind, definition.name, "unchanged")
+    details = [
+        f"{name}: {getattr(stored, name)!r} -> {getattr(definition, name)!r}"
+        for name in (*names, "labels", "description")
+        if getattr(stored, name) != getattr(definition, name)
+    ]
+    return Change(kind, definition.name, "update", tuple(details))
+
+
+def _apply_entity(registry: Registry, entity: Entity) -> tuple[Registry, Change]:
+    stored = registry.entities.get(entity.name)
+    if stored is not None and stored.dtype != entity.dtype:
+        raise DefinitionError(
+            f"entity {entity.name!r}: its dtype is {stored.dtype} and cannot become {entity.dtype}, for stored keys "
+            "have that dtype; define an entity of another name"
+        )
+    return replace(registry, entities={**registry.entities, entity.name: entity}), _change(entity, stored)
+
+
+def _apply_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Change]:
+    unknown = [name for name in table.entities if name not in registry.entities]
+    if unknown:
+        raise DefinitionError(
+            f"feature table {table.name!r}: no entity {', '.join(map(repr, unknown))} is defined; "
+            "add an fdb.Entity for it to the same apply call"
+        )
+    stored = registry.tables.get(table.name)
+    if stored is None:
+        return _create_table(registry, table)
+    problems = _refusals(stored, table)
+    if problems:
+        raise DefinitionError(f"feature table {table.name!r}: " + "; ".join(problems))
+    ids = dict(stored.feature_ids)
+    next_feature = max(number for layout in stored.layouts for number, _ in layout) + 1
+    for name in table.feature_names:
+        if name not in ids:
+            ids[name] = next_feature
+            next_feature += 1
+    removed = [name for name in stored.definition.feature_names if name not in table.feature_names]
+    layout = tuple((ids[feature.name], feature.dtype) for feature in table.features)
+    layouts = stored.layouts if layout == stored.layouts[-1] else (*stored.layouts, layout)
+    updated = replace(
+        stored,
+        definition=table,
+        feature_ids={name: ids[name] for name in table.feature_names},
+        layouts=layouts,
+        reserved=(*stored.reserved, *removed),
+    )
+    change = _table_change(stored.definition, table)
+    return replace(registry, tables={**registry.tables, table.name: updated}), change
+
+
+def _create_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Change]:
+    if len(registry.tables) >= TABLES_MAX:
+        raise DefinitionError(f"feature table {table.name!r}: the file already holds {TABLES_MAX} tables, the most")
+    next_id, spaces = registry.next_id, dict(registry.spaces)
+    entities = tuple(table.entities)
+    if entities not in spaces:
+        spaces[entities] = next_id
+        next_id += 1
+    ids = {name: number for number, name in enumerate(table.feature_names, start=1)}
+    key_dtypes = tuple(DTYPES[registry.entities[name].dtype] for name in entities)
+    layout = tuple((ids[feature.name], feature.dtype) for feature in table.features)
+    stored = StoredTable(next_id, spaces[entities], table, key_dtypes, ids, (layout,))
+    tables = {**registry.tables, table.name: stored}
+    return replace(registry, tables=tables, spaces=spaces, next_id=next_id + 1), _change(table, None)
+
+
+def _refusals(stored: StoredTable, table: FeatureTable) -> Iterable[str]:
+    if tuple(table.entities) != tuple(stored.definition.entities):
+        yield (
+            f"its entities are {list(stored.definition.entities)} and cannot become {list(table.entities)}, for stored "
+            "rows are keyed by them; define a table of another name"
+        )
+    dtypes = {feature.name: feature.dtype for feature in stored.definition.features}
+    for feature in table.features:
+        if feature.name in dtypes and dtypes[feature.name] != feature.dtype:
+            yield (
+                f"feature {feature.name!r} is {dtypes[feature.name]} and cannot become {feature.dtype}, for stored "
+                "values have that dtype; add a feature of another name"
+            )
+        if feature.name in stored.reserved:
+            yield f"feature {feature.name!r} was removed and its name stays reserved; use another name"
+
+
+def _table_change(stored: FeatureTable, table: FeatureTable) -> Change:
+    change = _change(table, stored, "max_age", "batch_source", "online")
+    details = [f"add feature {name}" for name in table.feature_names if name not in stored.feature_names]
+    details += [f"remove feature {name}" for name in stored.feature_names if name not in table.feature_names]
+    if change.action == "update" and not details and stored.features != table.features:
+        details.append("features: order or descriptions")
+    return replace(change, details=(*details, *change.details))
+
+
+def _dangling(registry: Registry) -> Iterable[str]:
+    """Services whose references would not resolve."""
+    for service in registry.services.values():
+        try:
+            registry.references(service)
+        except (DefinitionError, NotFoundError) as error:
+            yield f"feature service {service.name!r}: {error}; apply a service without it, or delete the service"
+
+
+def delete_table(registry: Registry, name: str) -> Registry:
+    """The registry without the feature table `name`; refused while a service reads it."""
+    registry.table(name)
+    users = [
+        service.name
+        for service in registry.services.values()
+        if any(reference.partition(":")[0] == name for reference in service.features)
+    ]
+    if users:
+        raise DefinitionError(
+            f"feature table {name!r} is read by feature service {', '.join(map(repr, users))}; delete that first"
+        )
+    return replace(registry, tables={key: table for key, table in registry.tables.items() if key != name})
+
+
+def delete_service(registry: Registry, name: str) -> Registry:
+    """The registry without the feature service `name`."""
+    registry.service(name)
+    return replace(registry, services={key: value for key, value in registry.services.items() if key != name})

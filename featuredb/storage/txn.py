@@ -1,0 +1,196 @@
+"""Transactions: a snapshot to read, or one set of changes to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat, starmap, takewhile
+from threading import get_ident
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from featuredb.errors import ClosedError, InputError, LimitError
+
+if TYPE_CHECKING:
+    from featuredb.storage.env import Core
+
+Bytes = bytes | bytearray | memoryview
+
+LMDB_KEY_BYTES_MAX = 511
+
+
+class ReadTxn:
+    """One snapshot of the file, as a context manager. Values are views of the map, valid only inside it.
+
+    Made by `Env.read`. May be nested, and used by any thread while it is open.
+    """
+
+    __slots__ = ("_core", "_txn", "thread")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._txn: Any = None
+        self.thread = 0
+
+    def __enter__(self) -> ReadTxn:
+        core = self._core
+        self.thread = get_ident()
+        core.active.add(self)
+        if not core.stopped:
+            try:
+                self._txn = core.begin(buffers=True)
+                return self
+            except Exception:
+                # Tried again below, where every cause is dealt with.
+                pass
+        self._txn = core.begin_waiting(self, write=False)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        txn = self._txn
+        if txn is not None:
+            self._txn = None
+            txn.abort()
+            core = self._core
+            core.active.discard(self)
+            if core.handles == 0:
+                core.close_if_idle()
+
+    def id(self) -> int:
+        """Number of the snapshot; it grows with every commit, of any process."""
+        try:
+            return int(self._txn.id())
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def get(self, key: Bytes) -> memoryview | None:
+        """The value of `key`, or None."""
+        try:
+            return self._txn.get(key)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def get_many(self, keys: Sequence[Bytes]) -> list[tuple[memoryview, memoryview]]:
+        """Keys and values of those of `keys` that exist, in the order of `keys`."""
+        try:
+            return self._txn.cursor().getmulti(keys)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[memoryview, memoryview]]:
+        """Keys and values of all keys that begin with `prefix`, ascending."""
+        size = len(prefix)
+        try:
+            cursor = self._txn.cursor()
+            if cursor.set_range(prefix):
+                for key, value in cursor.iternext():
+                    if key[:size] != prefix:
+                        return
+                    yield key, value
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def last(self, prefix: bytes) -> tuple[bytes, memoryview] | None:
+        """The greatest key that begins with `prefix`, and its value."""
+        end = _successor(prefix)
+        try:
+            cursor = self._txn.cursor()
+            found = cursor.prev() if end is not None and cursor.set_range(end) else cursor.last()
+            key = bytes(cursor.key()) if found else b""
+            return (key, cursor.value()) if found and key.startswith(prefix) else None
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def abandon(self) -> None:
+        """Forget the engine's transaction without touching it: it belongs to the parent process."""
+        self._txn = None
+
+    def _failure(self, error: Exception) -> Exception:
+        if self._txn is None:
+            return self._core.refused() or ClosedError(f"{self._core.path}: a transaction was used outside its `with`")
+        return self._core.translated(error)
+
+
+class WriteTxn(ReadTxn):
+    """The transaction that `Env.write` passes on: commits when it ends, aborts on an exception.
+
+    It sees its own writes; a value it has read is valid until its next write.
+    """
+
+    __slots__ = ("_full",)
+
+    def __enter__(self) -> WriteTxn:
+        self._full: Exception | None = None
+        self.thread = get_ident()
+        self._core.active.add(self)
+        self._txn = self._core.begin_waiting(self, write=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        txn = self._txn
+        if txn is None:
+            return
+        try:
+            if kind is not None or self._full is not None:
+                txn.abort()
+            else:
+                txn.commit()
+        finally:
+            self._txn = None
+            self._core.active.discard(self)
+        if self._full is not None and kind is None:
+            # The caller's function swallowed the error.
+            raise self._full
+
+    def put(self, key: Bytes, value: Bytes) -> None:
+        """Set `key` to `value`."""
+        if not 0 < len(key) <= LMDB_KEY_BYTES_MAX:
+            raise LimitError(f"a key of {len(key)} bytes; keys have 1 to {LMDB_KEY_BYTES_MAX}")
+        try:
+            self._txn.put(key, value)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def put_many(self, items: Iterable[tuple[Bytes, Bytes]], append: bool = False) -> int:
+        """Set many keys; how many. With `append` they must ascend and follow every key of the file."""
+        try:
+            consumed, added = self._txn.cursor().putmulti(items, append=append)
+        except Exception as error:
+            raise self._failure(error) from error
+        if consumed != added:
+            raise InputError(f"{consumed - added} of {consumed} keys to append do not follow the ones before them")
+        return int(consumed)
+
+    def delete(self, key: Bytes) -> bool:
+        """Remove `key`; whether it existed."""
+        try:
+            return bool(self._txn.delete(key))
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def delete_prefix(self, prefix: bytes) -> int:
+        """Remove every key that begins with `prefix`; how many."""
+        end = _successor(prefix)
+        try:
+            cursor = self._txn.cursor()
+            if not cursor.set_range(prefix):
+                return 0
+            # Count, then delete as many from the start: both loops run in C.
+            keys = map(bytes, cursor.iternext(keys=True, values=False))
+            count = sum(map(bool, keys if end is None else takewhile(end.__gt__, keys)))
+            cursor.set_range(prefix)
+            return sum(starmap(cursor.delete, repeat((), count)))
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> Exception:
+        if self._core.is_map_full(error):
+            # For `Core.commit`, which grows the map and runs the function again.
+            self._full = error
+            return error
+        return super()._failure(error)
+
+
+def _successor(prefix: bytes) -> bytes | None:
+    """The least key greater than all that begin with `prefix`; None if there is none."""
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes([head[-1] + 1]) if head else None
