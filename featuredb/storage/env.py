@@ -96,7 +96,7 @@ class Core:
             if refused is not None:
                 raise refused
             self.active.discard(txn)
-            if False:
+            if self._active_here():
                 # The gate waits for this thread's outer transaction, so the inner one must pass.
                 self.active.add(txn)
                 return

@@ -76,12 +76,12 @@ class ReadTxn:
         except Exception as error:
             raise self._failure(error) from error
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[memoryview, memoryview]]:
-        """Keys and values of all keys that begin with `prefix`, ascending."""
+    def scan(self, prefix: bytes, start: bytes = b"") -> Iterator[tuple[memoryview, memoryview]]:
+        """Keys and values of all keys that begin with `prefix`, ascending, from ``prefix + start`` on."""
         size = len(prefix)
         try:
             cursor = self._txn.cursor()
-            if cursor.set_range(prefix):
+            if cursor.set_range(prefix + start):
                 for key, value in cursor.iternext():
                     if key[:size] != prefix:
                         return
