@@ -371,7 +371,9 @@ class Database:
         with self._snapshot() as (_, registry):
             stored = registry.table(table)
         if to == "online" and not stored.definition.online:
-            raise InputError(f"feature table {table!r} is not kept online; define it with online=True, or use to='both'")
+            raise InputError(
+                f"feature table {table!r} is not kept online; define it with online=True, or use to='both'"
+            )
         given = open_table(self._source(stored) if data is None else data, f"data for feature table {table!r}")
         with self._writer(), reporter(progress, table) as report_progress:
             with self._snapshot() as (_, registry):
@@ -402,7 +404,9 @@ class Database:
             )
         return table.definition.batch_source
 
-    def materialize(self, tables: str | Sequence[str] | None = None, start: Any = None, end: Any = None) -> MaterializeReport:
+    def materialize(
+        self, tables: str | Sequence[str] | None = None, start: Any = None, end: Any = None
+    ) -> MaterializeReport:
         """Load online values from history: the newest row of each key between `start` and `end`.
 
         A row that is older than what is already online changes nothing.

@@ -150,9 +150,7 @@ class Entity:
         check_name(self.name, where)
         dtype = parse_dtype(self.dtype, where)
         if dtype.name not in KEY_DTYPE_NAMES:
-            raise DefinitionError(
-                f"{where}: a key cannot be of dtype {dtype}; use one of {', '.join(KEY_DTYPE_NAMES)}"
-            )
+            raise DefinitionError(f"{where}: a key cannot be of dtype {dtype}; use one of {', '.join(KEY_DTYPE_NAMES)}")
         _check_description(self.description, where)
         _set(self, dtype=dtype.name, labels=_check_labels(self.labels, where))
 

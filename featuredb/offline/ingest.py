@@ -114,8 +114,8 @@ class _Rejections:
         self.rows += rows_left_out
         for item in found:
             room = max(0, REJECTIONS_KEPT_MAX - len(self.kept))
-            for row, value in zip(item.rows[:room].tolist(), item.values[:room], strict=False):
-                self.kept.append(Rejection(row, item.column, value, item.reason))
+            for place, shown in zip(item.rows[:room].tolist(), item.values[:room], strict=False):
+                self.kept.append(Rejection(place, item.column, shown, item.reason))
             key = (item.column, item.reason)
             reason = f"{item.column}: {item.reason}"
             self.by_reason[reason] = self.by_reason.get(reason, 0) + len(item.rows)
@@ -407,4 +407,3 @@ def find_stored(reader: SegmentReader, rows: Rows, dead: NDArray[np.int32]) -> N
     if len(dead):
         out[np.isin(out, dead)] = -1
     return out
-

@@ -233,9 +233,7 @@ def sort_runs(bounds, event, created, order, event_tmp, created_tmp, order_tmp):
                 while i < middle and j < high:
                     if event[j] < event_tmp[i] or (
                         event[j] == event_tmp[i]
-                        and (
-                            created[j] < created_tmp[i] or (created[j] == created_tmp[i] and order[j] < order_tmp[i])
-                        )
+                        and (created[j] < created_tmp[i] or (created[j] == created_tmp[i] and order[j] < order_tmp[i]))
                     ):
                         event[k] = event[j]
                         created[k] = created[j]
@@ -354,9 +352,7 @@ def asof(
 
 
 @njit(**_options)
-def find_rows(
-    codes, event, created, segment_codes, segment_starts, first, chunk_event, chunk_created, out
-):
+def find_rows(codes, event, created, segment_codes, segment_starts, first, chunk_event, chunk_created, out):
     """out[i] = position of the row with just (codes[i], event[i], created[i]) in this chunk, if it has one.
 
     The queries are sorted by code.

@@ -17,7 +17,6 @@ from featuredb.storage.keys import encode_keys, too_long
 from featuredb.storage.registry import StoredTable
 
 
-
 @dataclass(frozen=True, slots=True)
 class SourceColumns:
     """Names, in the data, of a table's columns."""
@@ -96,7 +95,9 @@ def prepare(
     created = None if columns.created is None else convert(columns.created, "timestamp")
     features = {f.name: convert(columns.features[f.name], f.dtype) for f in table.definition.features}
     for name, key in keys.items():
-        rejected.extend(_nulls(key, columns.entities[name], "a null entity key; fill it or leave the row out", rejected))
+        rejected.extend(
+            _nulls(key, columns.entities[name], "a null entity key; fill it or leave the row out", rejected)
+        )
     rejected.extend(_nulls(event, columns.event, "a null event timestamp; fill it or leave the row out", rejected))
     if created is not None:
         reason = "a null created timestamp; fill it or leave the column out"
@@ -179,4 +180,3 @@ def within(prepared: Prepared, start_us: int | None, end_us: int | None) -> Prep
         prepared.created[keep],
         {feature: column.take(keep) for feature, column in prepared.columns.items()},
     )
-

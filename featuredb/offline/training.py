@@ -19,7 +19,7 @@ from featuredb.frames.write import EntityFrame, ParquetWriter
 from featuredb.limits import ABSENT_US, JOIN_BATCH_ROWS
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.search import Gatherer, Query, make_query, search, with_max_age
-from featuredb.schema import DTYPES
+from featuredb.schema import DTYPES, FeatureService
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import encode_keys, too_long
 from featuredb.storage.log import last_commit, last_commit_known_at
@@ -231,7 +231,7 @@ class TrainingSet:
         cache: SegmentCache,
         dictionary_of: Callable[[StoredTable], KeyDictionary],
         given: TableInput,
-        features: str | Sequence[str],
+        features: str | FeatureService | Sequence[str],
         *,
         known_at: object,
         full_feature_names: bool,
@@ -407,4 +407,3 @@ def _known_at(known_at: object, columns: Sequence[str]) -> int | str | None:
                 f"known_at: {known_at!r} is neither a column of the entity dataframe nor a timestamp; give one of them"
             ) from None
         raise error
-

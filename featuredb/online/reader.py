@@ -226,7 +226,7 @@ class OnlineReader:
     """
 
     def __init__(
-        self, env: Env, resolve: Callable[[ReadTxn], OnlineQuery], definitions_version: Callable[[ReadTxn], int]
+        self, env: Env, resolve: Callable[[ReadTxn], OnlineQuery], definitions_version: Callable[[ReadTxn], object]
     ) -> None:
         self._env = env
         self._resolve = resolve

@@ -15,7 +15,7 @@ _CRC = struct.Struct("<I")
 
 def pack(record: object) -> bytes:
     """`record` (dicts, lists, str, bytes, int, bool, None) as checksummed bytes."""
-    body = msgpack.packb(record, use_bin_type=True)
+    body: bytes = msgpack.packb(record, use_bin_type=True)
     return _CRC.pack(zlib.crc32(body)) + body
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from featuredb.errors import DefinitionError, NotFoundError
 from featuredb.limits import NS_DEFINITION, TABLES_MAX
@@ -13,6 +13,8 @@ from featuredb.schema import DTYPES, Definition, DType, Entity, Feature, Feature
 from featuredb.sources import source_from_record
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.records import pack, unpack
+
+D = TypeVar("D")
 
 _STATE = NS_DEFINITION + b"#"
 _ENTITY, _TABLE, _SERVICE, _SPACE = (NS_DEFINITION + kind for kind in (b"e", b"t", b"s", b"k"))
@@ -108,7 +110,7 @@ class Registry:
         return resolved
 
 
-def _find(definitions: Mapping[str, Any], name: object, kind: str) -> Any:
+def _find(definitions: Mapping[str, D], name: object, kind: str) -> D:
     if isinstance(name, str) and name in definitions:
         return definitions[name]
     known = ", ".join(sorted(definitions)) or "none yet"

@@ -104,7 +104,7 @@ class _ColumnWriter:
         self.chunks: dict[tuple[int, int], tuple[int, int]] = {}
 
     def put(self, chunk: int, part: int, values: NDArray[Any]) -> None:
-        raw = memoryview(np.ascontiguousarray(values)).cast("B") if values.size else memoryview(b"")
+        raw = np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
         if len(raw) > CHUNK_BYTES_MAX:
             raise LimitError(f"a column chunk of {len(raw)} bytes exceeds {CHUNK_BYTES_MAX}; ingest in smaller batches")
         self._put(self._prefix + chunk.to_bytes(4, "big") + bytes([part]), raw)
@@ -186,10 +186,11 @@ def _write_column(writer: _ColumnWriter, column_id: int, column: Column) -> Colu
 
 
 def _pack_info(info: SegmentInfo) -> bytes:
-    columns = [
-        [c.id, c.dtype.name, c.encoding, c.chunk_rows, c.null_count, c.constant, [[*at, *ref] for at, ref in c.chunks.items()]]
-        for c in info.columns.values()
-    ]
+    columns = []
+    for column in info.columns.values():
+        chunks = [[*at, *ref] for at, ref in column.chunks.items()]
+        facts = [column.id, column.dtype.name, column.encoding, column.chunk_rows, column.null_count, column.constant]
+        columns.append([*facts, chunks])
     zone = [info.rows, info.event_min, info.event_max, info.code_min, info.code_max]
     return pack([zone, columns])
 
@@ -197,7 +198,7 @@ def _pack_info(info: SegmentInfo) -> bytes:
 def write_segment(txn: WriteTxn, table_id: int, segment_id: int, rows: Rows) -> SegmentRef:
     """Write sorted `rows` (at least one, at most `SEGMENT_ROWS_MAX`) as a segment."""
     starts = np.flatnonzero(np.concatenate([[True], rows.codes[1:] != rows.codes[:-1]]))
-    system = {
+    system: dict[int, NDArray[Any]] = {
         EVENT: rows.event,
         CREATED: rows.created,
         COMMIT: rows.commit,
@@ -240,12 +241,12 @@ def read_info(txn: ReadTxn, table_id: int, ref: SegmentRef) -> SegmentInfo:
     raw = txn.get(segment_key(table_id, ref.id))
     if raw is None or zlib.crc32(raw) != ref.crc:
         raise CorruptionError(f"{what} is missing or damaged; restore the file from a backup")
-    (rows, *zone), stored = unpack(raw, what)
+    (rows, event_min, event_max, code_min, code_max), stored = unpack(raw, what)
     columns = {}
     for column_id, dtype, encoding, chunk_rows, nulls, constant, chunks in stored:
         refs = {(chunk, part): (size, crc) for chunk, part, size, crc in chunks}
         columns[column_id] = ColumnInfo(column_id, DTYPES[dtype], encoding, chunk_rows, nulls, constant, refs)
-    return SegmentInfo(table_id, ref.id, rows, *zone, columns)
+    return SegmentInfo(table_id, ref.id, rows, event_min, event_max, code_min, code_max, columns)
 
 
 def frozen(values: NDArray[Any]) -> NDArray[Any]:
@@ -373,12 +374,15 @@ class SegmentReader:
             data = self._expect(np.arange(len(own), dtype=np.int32), rows, column)
             return Column(column.dtype, data, valid, own)
         if heap is None:
-            return Column(column.dtype, self._expect(self._raw(column, chunk, DATA, column.dtype.numpy.str), rows, column), valid)
+            return Column(column.dtype, self._data(column, chunk, rows, column.dtype.numpy.str), valid)
         width = column.chunks[chunk, DATA][0] // max(rows, 1)
-        codes = self._expect(self._raw(column, chunk, DATA, f"<u{width}" if width in (1, 2, 4) else "u1"), rows, column)
+        codes = self._data(column, chunk, rows, f"<u{width}" if width in (1, 2, 4) else "u1")
         if len(codes) and codes.max() >= len(heap):
-            raise CorruptionError(f"table {self.info.table_id}, segment {self.ref.id}: a dictionary code is out of range")
+            raise CorruptionError(f"table {self.info.table_id}, segment {self.ref.id}: a code is not in its dictionary")
         return Column(column.dtype, codes.astype(np.int32), valid, heap)
+
+    def _data(self, column: ColumnInfo, chunk: int, rows: int, dtype: str) -> NDArray[Any]:
+        return self._expect(self._raw(column, chunk, DATA, dtype), rows, column)
 
     def read_feature(self, column_id: int, dtype: DType) -> Column:
         """A whole feature column; nulls if the segment is older than the feature."""

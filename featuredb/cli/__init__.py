@@ -1,0 +1,43 @@
+"""The command line. It mirrors the Python API: every command is one call of `Database`, printed.
+
+``featuredb COMMAND --help`` says what each takes. Commands that print data take ``--json``. Exit code 0 is
+success, 1 a problem with the file, the data or the names given (one message on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from featuredb.cli.demo_run import demo, warmup
+from featuredb.cli.file import backup, compact, info, log, tables, verify
+from featuredb.cli.load import ingest
+from featuredb.cli.read import get, join
+from featuredb.errors import FeatureDBError
+
+__all__ = ["main"]
+
+
+class _Commands(click.Group):
+    """Commands in the order they were added, and errors raised on purpose as one message."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FeatureDBError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="featuredb", prog_name="featuredb")
+def main() -> None:
+    """An embedded feature store: one file, point-in-time joins, online reads."""
+
+
+for _command in (demo, info, tables, ingest, join, get, log, verify, backup, compact, warmup):
+    main.add_command(_command)

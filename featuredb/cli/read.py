@@ -1,0 +1,177 @@
+"""Reading from the command line: join (training sets) and get (online values)."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import featuredb as fdb
+from featuredb.cli.output import (
+    cell,
+    chosen_features,
+    count,
+    features_options,
+    file_argument,
+    iso,
+    json_option,
+    print_json,
+    print_table,
+    size,
+)
+from featuredb.errors import FileError, Problem, input_error
+from featuredb.schema import DTYPES, split_reference
+
+if TYPE_CHECKING:
+    from featuredb.database import Database
+    from featuredb.offline.training import TrainingSet
+
+_OUTPUT_SUFFIXES = (".parquet", ".pq", ".csv")
+
+
+@click.command()
+@file_argument
+@click.argument("entities", metavar="ENTITIES", type=click.Path())
+@click.argument("out", metavar="OUT", type=click.Path())
+@features_options
+@click.option("--known-at", metavar="TIME|COLUMN", help="Use only what was known by then.")
+@click.option("--event-timestamp-column", metavar="COLUMN", default="event_timestamp", show_default=True)
+@click.option("--include-event-timestamps", is_flag=True, help="Add TABLE__event_timestamp for each table.")
+@json_option
+def join(
+    file: str,
+    entities: str,
+    out: str,
+    features: Sequence[str],
+    service: str | None,
+    full_feature_names: bool,
+    known_at: str | None,
+    event_timestamp_column: str,
+    include_event_timestamps: bool,
+    as_json: bool,
+) -> None:
+    """Join features onto the rows of ENTITIES as they were at each row's event timestamp, and write OUT.
+
+    ENTITIES is a Parquet or CSV file with the entity keys and an event timestamp; OUT ends in .parquet or
+    .csv and is replaced if it exists. A CSV file is made in memory, a Parquet file is streamed.
+    """
+    wanted = chosen_features(features, service)
+    if not out.lower().endswith(_OUTPUT_SUFFIXES):
+        raise click.BadParameter(f"must end in one of {', '.join(_OUTPUT_SUFFIXES)}.", param_hint="OUT")
+    began = time.perf_counter()
+    with fdb.open(file, read_only=True) as db:
+        training = db.get_historical_features(
+            entities,
+            wanted,
+            known_at=known_at,
+            full_feature_names=full_feature_names,
+            include_event_timestamps=include_event_timestamps,
+            event_timestamp_column=event_timestamp_column,
+        )
+        rows = _write_csv(training, out) if out.lower().endswith(".csv") else training.to_parquet(out)
+        commit = training.commit_id
+    seconds = time.perf_counter() - began
+    nbytes = os.path.getsize(out)
+    if as_json:
+        print_json({"rows": rows, "out": out, "bytes": nbytes, "commit_id": commit, "seconds": seconds})
+    else:
+        click.echo(f"{out}: {count(rows, 'row')}, {size(nbytes)}, joined at commit {commit} in {seconds:.2f} s")
+
+
+def _write_csv(training: TrainingSet, path: str) -> int:
+    """Write the training set as CSV, whole or not at all; returns the rows."""
+    frame = training.to_pandas()
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    try:
+        frame.to_csv(temporary, index=False)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    return len(frame)
+
+
+@click.command()
+@file_argument
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@features_options
+@click.option("--now", metavar="TIME", help="Measure max ages from this time instead of the current one.")
+@json_option
+def get(
+    file: str,
+    keys: Sequence[str],
+    features: Sequence[str],
+    service: str | None,
+    full_feature_names: bool,
+    now: str | None,
+    as_json: bool,
+) -> None:
+    """Read the latest feature values of one or more keys.
+
+    A KEY is entity=value, or entity=value,entity=value if the features have several entities:
+
+    \b
+      featuredb get f.fdb --service delay origin=JFK origin=LGA
+      featuredb get f.fdb -f route:distance carrier=AA,dest=ORD
+    """
+    wanted = chosen_features(features, service)
+    with fdb.open(file, read_only=True) as db:
+        columns = parse_keys(keys, _entities(db, wanted))
+        response = db.get_online_features(wanted, columns, now=now, full_feature_names=full_feature_names)
+    values, statuses = response.to_dict(), response.statuses
+    if as_json:
+        events = {table: [iso(moment) for moment in times] for table, times in response.event_timestamps.items()}
+        print_json({"values": values, "statuses": statuses, "event_timestamps": events})
+        return
+    rows = []
+    for row, key in enumerate(keys):
+        rows += [(key, name, cell(values[name][row]), codes[row].name) for name, codes in statuses.items()]
+    print_table(("key", "feature", "value", "status"), rows)
+
+
+def _entities(db: Database, wanted: str | Sequence[str]) -> dict[str, str]:
+    """The entities of the features asked for, with their dtypes."""
+    references = db.get_feature_service(wanted).features if isinstance(wanted, str) else wanted
+    tables = dict.fromkeys(split_reference(reference, "-f")[0] for reference in references)
+    names = dict.fromkeys(name for table in tables for name in db.get_feature_table(table).entities)
+    return {name: db.get_entity(name).dtype for name in names}
+
+
+def parse_keys(keys: Sequence[str], entities: Mapping[str, str]) -> dict[str, list[Any]]:
+    """The keys as a list of values for each entity; an `InputError` lists every problem of all keys."""
+    from featuredb.frames import as_column
+    from featuredb.frames.arrays import to_pylist
+
+    form = ",".join(f"{name}=VALUE" for name in entities)
+    # A comma separates only where an entity's name follows, so values may contain commas.
+    separator = re.compile(rf",(?=(?:{'|'.join(map(re.escape, entities))})=)")
+    problems = []
+    texts: dict[str, list[str | None]] = {name: [] for name in entities}
+    for row, key in enumerate(keys):
+        parts = [part.partition("=") for part in separator.split(key)]
+        values = {name: value for name, _, value in parts}
+        if len(values) != len(parts) or set(values) != set(entities) or not all(equals for _, equals, _ in parts):
+            problems.append(Problem(f"is not a key of these features; write {form}", None, row, repr(key)))
+            continue
+        for name, value in values.items():
+            texts[name].append(value)
+    if problems:
+        raise input_error("keys", problems)
+    columns = {}
+    for name, dtype in entities.items():
+        converted = as_column(texts[name], DTYPES[dtype], name, text=True)
+        problems += [Problem(bad.reason, name, int(bad.rows[0]), bad.values[0], len(bad.rows)) for bad in converted.rejected]
+        if converted.problem is not None:
+            problems.append(converted.problem)
+        columns[name] = to_pylist(converted.column)
+    if problems:
+        raise input_error("keys", problems)
+    return columns
