@@ -536,6 +536,14 @@ def test_prefixes_select_exactly_their_keys(env: Env, prefix: bytes) -> None:
     assert left == sorted({*PREFIXED, limits.NS_FORMAT} - set(expected))
 
 
+@pytest.mark.parametrize("start", [b"", b"\x00", b"b", b"\xff", b"\xff\xff\xff"])
+def test_a_scan_may_start_within_its_prefix(env: Env, start: bytes) -> None:
+    put(env, *((key, b"") for key in PREFIXED))
+    with env.read() as txn:
+        found = [bytes(key) for key, _ in txn.scan(b"p", start)]
+    assert found == sorted(key for key in PREFIXED if key.startswith(b"p") and key >= b"p" + start)
+
+
 def test_delete_prefix_empties_many_pages(env: Env) -> None:
     put(env, *((b"p%05d" % i, b"v" * 50) for i in range(3000)), (b"o", b""), (b"q", b""))
     with env.writer(1):
