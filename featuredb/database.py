@@ -36,9 +36,10 @@ from featuredb.storage.segment import SegmentCache
 
 if TYPE_CHECKING:
     from featuredb.offline.dictionary import KeyDictionary
-    from featuredb.offline.ingest import IngestReport, Progress
+    from featuredb.offline.ingest import IngestReport
     from featuredb.offline.training import TrainingSet
     from featuredb.online.response import OnlineResponse
+    from featuredb.progress import Report
     from featuredb.verify import VerifyReport
 
 
@@ -317,7 +318,7 @@ class Database:
         start: Any = None,
         end: Any = None,
         on_error: Literal["raise", "skip"] = "raise",
-        progress: bool | Progress | None = None,
+        progress: bool | Report | None = None,
     ) -> IngestReport:
         """Load rows into a feature table: history, online values and the log in one commit.
 
@@ -326,8 +327,9 @@ class Database:
         ignored. Rows with the key, event and created timestamp of a stored row replace it; ingesting
         the same data twice changes nothing.
 
-        Memory: one batch of a million rows, the distinct keys of the data, and the latest row of each
-        key; data in memory is not copied as a whole. Merging segments afterwards holds the segments merged.
+        Memory: files and streams are read in batches of a million rows; beside one batch stand the
+        distinct keys of the data and the latest row of each. Data in memory is converted 16 million
+        rows at a time. Merging segments afterwards holds the rows merged, 33 million at most.
 
         Parameters
         ----------
@@ -627,7 +629,8 @@ class Database:
         VerifyReport
             ``ok``, and everything found; it does not raise on damage.
         """
-        from featuredb.verify import verify_database
+        from featuredb.progress import Report
+    from featuredb.verify import verify_database
 
         with self._snapshot() as (txn, registry):
             return verify_database(txn, registry)

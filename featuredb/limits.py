@@ -58,6 +58,8 @@ DEAD_SHARE_MAX: Final = 0.25
 
 # --- batches and reports ----------------------------------------------------------------------
 INGEST_BATCH_ROWS: Final = 1_000_000
+# Data that is already in memory: larger batches, for one sort is cheaper than a merge.
+INGEST_MEMORY_ROWS: Final = 1 << 24
 JOIN_BATCH_ROWS: Final = 1_000_000
 REJECTIONS_KEPT_MAX: Final = 1000
 

@@ -11,10 +11,11 @@ def _silent(done: int, total: int | None) -> None:
     pass
 
 
+Report = Callable[[int, int | None], None]
+
+
 @contextmanager
-def reporter(
-    progress: bool | Callable[[int, int | None], None] | None, title: str
-) -> Iterator[Callable[[int, int | None], None]]:
+def reporter(progress: bool | Report | None, title: str) -> Iterator[Report]:
     """A function to call with (rows done, rows in all or None).
 
     `progress` is True or False for a bar or none, None for a bar if standard error is a terminal, or

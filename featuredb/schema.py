@@ -11,7 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from featuredb.errors import DefinitionError
-from featuredb.limits import ENTITIES_PER_TABLE_MAX, FEATURES_PER_TABLE_MAX, NAME_CHARS_MAX
+from featuredb.limits import (
+    ENTITIES_PER_TABLE_MAX,
+    FEATURES_PER_TABLE_MAX,
+    NAME_CHARS_MAX,
+    TIMESTAMP_MAX_US,
+    TIMESTAMP_MIN_US,
+)
 
 INTEGER_NAMES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 FLOAT_NAMES = ("float32", "float64")
@@ -271,6 +277,8 @@ class FeatureTable:
                 yield f"max_age must be a datetime.timedelta or None, not {self.max_age!r}"
             elif self.max_age <= timedelta(0):
                 yield f"max_age must be longer than zero, not {self.max_age}; use None for no limit"
+            elif self.max_age // timedelta(microseconds=1) > TIMESTAMP_MAX_US - TIMESTAMP_MIN_US:
+                yield f"max_age {self.max_age} is longer than all of time, years 1 to 9999; use None for no limit"
         if not isinstance(self.online, bool):
             yield f"online must be True or False, not {self.online!r}"
         if self.batch_source is None:

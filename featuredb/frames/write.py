@@ -251,7 +251,12 @@ def _arrow_array(value: Any) -> Any:
         return value.to_arrow()
     if isinstance(value, np.ndarray):
         return pa.array(_plain(value))
-    return pa.array(value if hasattr(value, "__array__") else list(value))
+    if hasattr(value, "__array__"):
+        return pa.array(value)
+    try:
+        return pa.array(list(value))
+    except OverflowError:  # integers that only 64 bits without a sign can hold
+        return pa.array(list(value), pa.uint64())
 
 
 def _plain(value: NDArray[Any]) -> NDArray[Any]:

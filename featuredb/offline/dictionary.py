@@ -13,6 +13,7 @@ from featuredb.offline import kernels
 from featuredb.schema import DType
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keyspace import KeySpace
+from featuredb.storage.segment import frozen
 
 # Below this many keys a look-up in the tree beats reading the whole dictionary.
 TREE_LOOKUPS_MAX = 512
@@ -46,7 +47,7 @@ def factorize(keys: Heap, dtypes: tuple[DType, ...]) -> tuple[NDArray[np.int32],
     if width:
         count = kernels.factorize_words(_words(keys, width), _table(len(keys)), out, firsts)
     else:
-        count = kernels.factorize_bytes(keys.offsets, keys.data, _table(len(keys)), out, firsts)
+        count = kernels.factorize_bytes(frozen(keys.offsets), frozen(keys.data), _table(len(keys)), out, firsts)
     return out, keys.take(firsts[:count])
 
 
@@ -85,7 +86,7 @@ class KeyDictionary:
             self._words = _words(keys, self._width)
             kernels.insert_words(self._words, first, slots)
         else:
-            kernels.insert_bytes(keys.offsets, keys.data, first, slots)
+            kernels.insert_bytes(frozen(keys.offsets), frozen(keys.data), first, slots)
         self._keys, self._slots = keys, slots
 
     def lookup(self, txn: ReadTxn, keys: Heap) -> NDArray[np.int32]:
@@ -99,7 +100,8 @@ class KeyDictionary:
         if self._width:
             kernels.find_words(_words(keys, self._width), words, slots, out)
         else:
-            kernels.find_bytes(keys.offsets, keys.data, held.offsets, held.data, slots, out)
+            heaps = (frozen(array) for array in (keys.offsets, keys.data, held.offsets, held.data))
+            kernels.find_bytes(*heaps, slots, out)
         return out
 
     def keys(self, txn: ReadTxn, codes: NDArray[np.int32]) -> Heap:

@@ -9,7 +9,6 @@ and the latest row of each key for the online index.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,13 +17,14 @@ from numpy.typing import NDArray
 from featuredb.columns import Column, Heap
 from featuredb.errors import Problem, input_error
 from featuredb.frames import RowProblems, TableInput
-from featuredb.limits import REJECTIONS_KEPT_MAX
+from featuredb.limits import INGEST_BATCH_ROWS, INGEST_MEMORY_ROWS, REJECTIONS_KEPT_MAX
 from featuredb.offline import kernels
 from featuredb.offline.dictionary import KeyDictionary, factorize
 from featuredb.offline.prepare import Prepared, prepare, source_columns, within
 from featuredb.offline.rows import concat_rows, last_of_each, same_rows, sort_rows
 from featuredb.offline.search import Found, Gatherer, Query, chunks_to_search, event_chunk, system_chunk
 from featuredb.online.index import OnlineIndex
+from featuredb.progress import Report
 from featuredb.schema import DTYPES
 from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.keyspace import KeySpace
@@ -96,9 +96,6 @@ class IngestReport:
     commit_id: int
     seconds: float
     bytes: int
-
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(slots=True)
@@ -180,7 +177,7 @@ class Ingest:
         self._latest: Rows | None = None
         self._latest_keys: Heap | None = None
 
-    def run(self, given: TableInput, start_us: int | None, end_us: int | None, progress: Progress) -> IngestReport:
+    def run(self, given: TableInput, start_us: int | None, end_us: int | None, progress: Report) -> IngestReport:
         """Ingest `given`; raises `InputError` with every problem and changes nothing if it is not usable."""
         began = time.perf_counter()
         with self._env.read() as txn:
@@ -195,7 +192,8 @@ class Ingest:
         rejections, outcomes, whole = _Rejections(), _Outcome([], {}, None, None), list[Problem]()
         read = outside = 0
         pending: Prepared | None = None
-        for frame in given.batches(columns.names):
+        batch_rows = INGEST_BATCH_ROWS if given.native is None else INGEST_MEMORY_ROWS
+        for frame in given.batches(columns.names, batch_rows):
             prepared, rejected, wrong, used = prepare(self._table, columns, frame, read)
             whole.extend(problem for problem in wrong if problem not in whole)
             rejections.add(rejected, int(len(used) - np.count_nonzero(used)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -216,9 +217,7 @@ class Gatherer:
                 order = np.argsort(chunks, kind="stable")
                 chunks, positions, rows = chunks[order], positions[order], rows[order]
             cuts = np.concatenate([[0], np.flatnonzero(chunks[1:] != chunks[:-1]) + 1, [len(chunks)]])
-            self._groups[key] = [
-                (int(chunks[a]), positions[a:b], rows[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)
-            ]
+            self._groups[key] = [(int(chunks[a]), positions[a:b], rows[a:b]) for a, b in pairwise(cuts)]
         return self._groups[key]
 
     def feature(self, feature_id: int, dtype: DType) -> Column:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 
 ROWS_PER_THREAD_MIN = 50_000
 _creating = threading.Lock()
@@ -34,7 +35,7 @@ def over_rows(rows: int, work: Callable[[int, int], None]) -> None:
     bounds = [rows * part // parts for part in range(parts + 1)]
     with _creating:
         pool = _pool_of(os.getpid())
-    futures = [pool.submit(work, start, stop) for start, stop in zip(bounds[1:-1], bounds[2:], strict=True)]
+    futures = [pool.submit(work, start, stop) for start, stop in pairwise(bounds[1:])]
     work(bounds[0], bounds[1])
     for future in futures:
         future.result()
