@@ -629,8 +629,7 @@ class Database:
         VerifyReport
             ``ok``, and everything found; it does not raise on damage.
         """
-        from featuredb.progress import Report
-    from featuredb.verify import verify_database
+        from featuredb.verify import verify_database
 
         with self._snapshot() as (txn, registry):
             return verify_database(txn, registry)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from featuredb.columns import Column, Heap
 from featuredb.errors import Problem
 from featuredb.frames import Frame, RowProblems, TableInput, as_column
-from featuredb.limits import ABSENT_US, KEY_BYTES_MAX, REJECTIONS_KEPT_MAX, VALUE_BYTES_MAX
+from featuredb.limits import ABSENT_US, KEY_BYTES_MAX, REJECTIONS_KEPT_MAX
 from featuredb.schema import DTYPES
 from featuredb.storage.keys import encode_keys, too_long
 from featuredb.storage.registry import StoredTable
@@ -95,15 +95,10 @@ def prepare(
     created = None if columns.created is None else convert(columns.created, "timestamp")
     features = {f.name: convert(columns.features[f.name], f.dtype) for f in table.definition.features}
     for name, key in keys.items():
-        rejected.extend(
-            _nulls(key, columns.entities[name], "a null entity key; fill it or leave the row out", rejected)
-        )
-    rejected.extend(_nulls(event, columns.event, "a null event timestamp; fill it or leave the row out", rejected))
-    if created is not None:
-        reason = "a null created timestamp; fill it or leave the column out"
-        rejected.extend(_nulls(created, columns.created or "", reason, rejected))
-    for name, column in features.items():
-        rejected.extend(_oversized(column, columns.features[name]))
+        rejected.extend(_nulls(key, columns.entities[name], "a null entity key; leave the row out", rejected))
+    rejected.extend(_nulls(event, columns.event, "a null event timestamp; leave the row out", rejected))
+    if created is not None and columns.created is not None:
+        rejected.extend(_nulls(created, columns.created, "a null created timestamp; leave the row out", rejected))
     used = np.ones(frame.rows, dtype=np.bool_)
     for problem in rejected:
         used[problem.rows] = False
@@ -132,19 +127,6 @@ def _nulls(column: Column, name: str, reason: str, rejected: Sequence[RowProblem
             null[problem.rows] = False
     rows = np.flatnonzero(null)
     return [RowProblems(name, reason, rows, ("None",) * min(len(rows), REJECTIONS_KEPT_MAX))] if len(rows) else []
-
-
-def _oversized(column: Column, name: str) -> list[RowProblems]:
-    if column.heap is None:
-        return []
-    sizes = np.diff(column.heap.offsets)
-    if not len(sizes) or sizes.max() <= VALUE_BYTES_MAX:
-        return []
-    large = sizes[column.data] > VALUE_BYTES_MAX
-    rows = np.flatnonzero(large if column.valid is None else large & column.valid)
-    reason = f"the value is longer than {VALUE_BYTES_MAX} bytes; store it elsewhere and keep its path"
-    values = tuple(f"{size} bytes" for size in sizes[column.data[rows[:REJECTIONS_KEPT_MAX]]])
-    return [RowProblems(name, reason, rows, values)] if len(rows) else []
 
 
 def _encode(

@@ -304,7 +304,7 @@ def _apply_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Cha
     stored = registry.tables.get(table.name)
     if stored is None:
         return _create_table(registry, table)
-    problems = _refusals(stored, table)
+    problems = list(_refusals(stored, table))
     if problems:
         raise DefinitionError(f"feature table {table.name!r}: " + "; ".join(problems))
     ids = dict(stored.feature_ids)
