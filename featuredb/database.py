@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from featuredb.errors import ClosedError, DefinitionError, InputError, ReadOnlyError
-from featuredb.limits import WRITE_TIMEOUT_SECONDS
+from featuredb.limits import QUERIES_HELD_MAX, WRITE_TIMEOUT_SECONDS
 from featuredb.online.index import OnlineIndex
 from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, read_rows
 from featuredb.schema import Definition, Entity, FeatureService, FeatureTable
@@ -127,6 +127,7 @@ class Database:
         self._cache = SegmentCache()
         self._dictionaries: dict[int, KeyDictionary] = {}
         self._definitions: tuple[bytes, Registry] | None = None
+        self._queries: dict[tuple[tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
         self._closed = False
 
     # --- life ---------------------------------------------------------------------------------
@@ -231,15 +232,24 @@ class Database:
             new, changes = apply_changes(old, objects)
             if all(change.action == "unchanged" for change in changes):
                 return changes
-            for name, table in new.tables.items():
-                before = old.tables.get(name)
-                if before is not None and before.definition.online and not table.definition.online:
-                    OnlineIndex(before).delete_all(txn)
             self._commit_registry(txn, old, new, "apply", None)
+            for name, before in old.tables.items():
+                self._follow_online(txn, before, new.tables[name])
             return changes
 
         with self._writer():
             return self._env.write(work, durable=self._durable)
+
+    def _follow_online(self, txn: WriteTxn, before: StoredTable, after: StoredTable) -> None:
+        """Drop or fill a table's online values when its `online` has changed."""
+        if before.definition.online and not after.definition.online:
+            OnlineIndex(before).delete_all(txn)
+        elif after.definition.online and not before.definition.online:
+            from featuredb.offline.materialize import materialize
+
+            last = last_commit(txn)
+            assert last is not None
+            materialize(txn, self._cache, self._dictionary, after, None, None, last.id)
 
     def _commit_registry(self, txn: WriteTxn, old: Registry, new: Registry, operation: str, table: str | None) -> None:
         write_registry(txn, old, new)
@@ -535,13 +545,23 @@ class Database:
     def _online_query(
         self, registry: Registry, features: str | FeatureService | Sequence[str], full_feature_names: bool
     ) -> OnlineQuery:
+        if isinstance(features, FeatureService):
+            features = features.features
+        key = ((features,) if isinstance(features, str) else tuple(features), full_feature_names)
+        held = self._queries.get(key)
+        if held is not None and held[0] is registry:
+            return held[1]
         references = registry.references(features)
         hidden = sorted({table.name for table, _ in references if not table.definition.online})
         if hidden:
             raise DefinitionError(f"feature table {', '.join(hidden)} is not kept online; define it with online=True")
-        return OnlineQuery(
+        query = OnlineQuery(
             [(table, [name], [f"{table.name}__{name}" if full_feature_names else name]) for table, name in references]
         )
+        if len(self._queries) >= QUERIES_HELD_MAX:
+            self._queries.clear()
+        self._queries[key] = (registry, query)
+        return query
 
     def get_online_features(
         self,

@@ -6,7 +6,7 @@ pandas and pyarrow are imported where they are used, so that online reads need n
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import chain
@@ -135,6 +135,21 @@ class EntityFrame:
         schema = pa.schema([*base.schema, *fields], metadata=base.schema.metadata)
         return pa.Table.from_arrays(arrays, schema=schema)
 
+    def in_zone(self, frame: Any, column: str, names: Sequence[str]) -> Any:
+        """`frame` (from `to_pandas` or `to_arrow`) with the timestamps `names` in the time zone of `column`.
+
+        Naive timestamps are UTC, so next to a naive column they become naive. The unit stays microseconds.
+        """
+        if not names:
+            return frame
+        if not hasattr(frame, "iloc"):
+            return _arrow_in_zone(frame, column, names)
+        given = frame[column].dtype
+        if getattr(given, "kind", None) == "M":
+            for name in names:
+                frame[name] = frame[name].dt.tz_convert(getattr(given, "tz", None))
+        return frame
+
     @cached_property
     def _pandas(self) -> Any:
         if self._whole is not None:
@@ -165,6 +180,16 @@ class EntityFrame:
             return self._native
         names = dict.fromkeys(chain.from_iterable(self._native))
         return {name: list(map(methodcaller("get", name), self._native)) for name in names}
+
+
+def _arrow_in_zone(table: Any, column: str, names: Sequence[str]) -> Any:
+    pa = import_pyarrow("Arrow output")
+    given = table.schema.field(column).type
+    if pa.types.is_timestamp(given):
+        for name in names:
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, table.column(name).cast(pa.timestamp("us", given.tz)))
+    return table
 
 
 # --- the caller's frame as pandas ---------------------------------------------------------------

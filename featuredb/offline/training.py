@@ -252,7 +252,9 @@ class TrainingSet:
         self._entities: EntityFrame | None = None
         self._columns: dict[str, Column] = {}
         with snapshot() as (_, registry):
-            self._needed = self._check(self._select(registry))
+            selection = self._select(registry)
+        self._needed = self._check(selection)
+        self._event_outputs = list(selection.event_timestamps.values())
 
     def _select(self, registry: Registry) -> Selection:
         return select(
@@ -318,10 +320,10 @@ class TrainingSet:
 
         Floats are numpy floats with NaN for null; integers and bools are numpy dtypes, or pandas'
         nullable ones where there are nulls; strings are pandas' default for strings; timestamps are
-        ``datetime64[us, UTC]``.
+        ``datetime64[us, UTC]``; included event timestamps are in the time zone of the caller's.
         """
         entities, columns = self._compute()
-        return entities.to_pandas(columns)
+        return entities.in_zone(entities.to_pandas(columns), self._event_column, self._event_outputs)
 
     to_df = to_pandas
 
@@ -334,7 +336,7 @@ class TrainingSet:
             If pyarrow is not installed.
         """
         entities, columns = self._compute()
-        return entities.to_arrow(columns)
+        return entities.in_zone(entities.to_arrow(columns), self._event_column, self._event_outputs)
 
     def to_numpy(self) -> dict[str, NDArray[Any]]:
         """The feature columns alone: name to array of shape (rows,), read-only.
@@ -391,7 +393,7 @@ class TrainingSet:
             for frame in self._given.batches(None, JOIN_BATCH_ROWS):
                 columns = joiner.join(frame, first)
                 part = EntityFrame(frame.native) if whole is None else whole.slice(first, first + frame.rows)
-                yield part.to_arrow(columns)
+                yield part.in_zone(part.to_arrow(columns), self._event_column, self._event_outputs)
                 first += frame.rows
 
 
