@@ -64,6 +64,8 @@ JOIN_BATCH_ROWS: Final = 1_000_000
 REJECTIONS_KEPT_MAX: Final = 1000
 # Resolved online queries a database keeps, so that repeated reads need not resolve names.
 QUERIES_HELD_MAX: Final = 256
+# Decoded segment descriptors a database keeps; merged-away segments leave theirs behind until then.
+SEGMENTS_HELD_MAX: Final = 4096
 
 if sys.byteorder != "little":
     raise ImportError("featuredb files are little-endian; this machine is not")

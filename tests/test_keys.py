@@ -14,9 +14,8 @@ from featuredb.storage.keys import decode_keys, encode_key, encode_keys
 
 VALUES = {
     **{
-        name: st.integers(int(np.iinfo(name).min), int(np.iinfo(name).max)) | st.sampled_from(
-            [int(np.iinfo(name).min), int(np.iinfo(name).max), 0, 1]
-        )
+        name: st.integers(int(np.iinfo(name).min), int(np.iinfo(name).max))
+        | st.sampled_from([int(np.iinfo(name).min), int(np.iinfo(name).max), 0, 1])
         for name in INTEGER_NAMES
     },
     "bool": st.booleans(),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, Heap, concat, null_column
 from featuredb.errors import CorruptionError, LimitError
-from featuredb.limits import ABSENT_US, CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, CHUNK_ROWS_MAX
+from featuredb.limits import ABSENT_US, CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, CHUNK_ROWS_MAX, SEGMENTS_HELD_MAX
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.manifest import SegmentRef, chunk_prefix, segment_key
@@ -414,6 +414,9 @@ class SegmentCache:
     def reader(self, txn: ReadTxn, table_id: int, ref: SegmentRef) -> SegmentReader:
         """A reader of the segment `ref` in `txn`."""
         key = (table_id, ref.id, ref.crc)
+        if len(self._infos) > SEGMENTS_HELD_MAX:
+            self._infos.clear()
+            self._verified.clear()
         info = self._infos.get(key)
         if info is None:
             info = self._infos[key] = read_info(txn, table_id, ref)
