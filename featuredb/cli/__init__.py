@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from featuredb import __version__
 from featuredb.cli.demo_run import demo, warmup
 from featuredb.cli.file import backup, compact, info, log, tables, verify
 from featuredb.cli.load import ingest
@@ -34,7 +35,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="featuredb", prog_name="featuredb")
+@click.version_option(__version__, prog_name="featuredb")
 def main() -> None:
     """An embedded feature store: one file, point-in-time joins, online reads."""
 

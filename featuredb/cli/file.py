@@ -93,7 +93,7 @@ def tables(file: str, as_json: bool) -> None:
         click.echo(f": {cell(table.description)}" if table.description else "")
         click.echo(f"  entities  {keys}")
         click.echo(f"  features  {', '.join(f'{feature.name} ({feature.dtype})' for feature in table.features)}")
-        click.echo(f"  max age   {age(table.max_age)}")
+        click.echo(f"  max age   {age(None if table.max_age is None else table.max_age.total_seconds())}")
         click.echo(f"  source    {_source(table)}")
         if table.labels:
             click.echo(f"  labels    {', '.join(f'{cell(k)}={cell(v)}' for k, v in table.labels.items())}")
@@ -195,7 +195,10 @@ def compact(file: str, as_json: bool) -> None:
         db.compact()
         after = db.info()["feature_tables"]
     sums = {
-        key: {"before": sum(table[key] for table in before.values()), "after": sum(table[key] for table in after.values())}
+        key: {
+            "before": sum(table[key] for table in before.values()),
+            "after": sum(table[key] for table in after.values()),
+        }
         for key in ("segments", "replaced_rows", "bytes")
     }
     if as_json:

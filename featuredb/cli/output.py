@@ -72,7 +72,8 @@ def print_json(value: Any) -> None:
 def iso(moment: datetime | np.datetime64 | None) -> str | None:
     """A time as ISO 8601 in UTC, with microseconds only where there are any; None for NaT."""
     if isinstance(moment, np.datetime64):
-        moment = moment.astype("datetime64[us]").item()
+        plain_moment: datetime | None = moment.astype("datetime64[us]").item()
+        return iso(plain_moment)
     if moment is None:
         return None
     utc = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
@@ -93,21 +94,21 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def age(max_age: timedelta | None) -> str:
+def age(seconds: float | None) -> str:
     """A max age for people: ``3 h``, ``7 d``."""
-    if max_age is None:
+    if seconds is None:
         return "none"
-    for unit, length in (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("min", timedelta(minutes=1))):
-        if max_age % length == timedelta(0):
-            return f"{max_age // length} {unit}"
-    return f"{max_age / timedelta(seconds=1):g} s"
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds % length == 0:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:,.6g} s"
 
 
 def cell(value: Any) -> str:
     """A value as one line of text without control characters, which would reach the terminal."""
     if value is None:
         return "-"
-    text = f"{value:.7g}" if isinstance(value, float) else str(plain(value))
+    text = f"{value:.15g}" if isinstance(value, float) else str(plain(value))
     return text if text.isprintable() else repr(text)[1:-1]
 
 
@@ -128,7 +129,7 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, right:
     for header in headers:
         table.add_column(header, justify="right" if header in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(value if isinstance(value, str) and value.isprintable() else cell(value)) for value in row))
+        table.add_row(*(Text(cell(value)) for value in row))
     with console.capture() as captured:
         console.print(table)
     # rich pads the last column to its width.

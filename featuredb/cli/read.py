@@ -168,7 +168,9 @@ def parse_keys(keys: Sequence[str], entities: Mapping[str, str]) -> dict[str, li
     columns = {}
     for name, dtype in entities.items():
         converted = as_column(texts[name], DTYPES[dtype], name, text=True)
-        problems += [Problem(bad.reason, name, int(bad.rows[0]), bad.values[0], len(bad.rows)) for bad in converted.rejected]
+        problems += [
+            Problem(bad.reason, name, int(bad.rows[0]), bad.values[0], len(bad.rows)) for bad in converted.rejected
+        ]
         if converted.problem is not None:
             problems.append(converted.problem)
         columns[name] = to_pylist(converted.column)
