@@ -139,7 +139,7 @@ def test_weather_equals_pandas_merge_asof(demo: Demo) -> None:
 def test_completed_flights_equal_pandas_merge_asof(
     demo: Demo, table: str, keys: list[str], features: dict[str, str]
 ) -> None:
-    completed = pd.read_parquet(demo.folder / "completed_flights.parquet")
+    completed = pd.read_parquet(demo.folder / "arrivals.parquet")
     right = completed[keys].copy()
     right["actual_arrival"] = completed["actual_arrival"]
     for name, column in features.items():
@@ -180,7 +180,7 @@ def test_reader_and_response_and_sources_agree(demo: Demo) -> None:
         item["feature"]: item["values"][moment] for item in serve["values"] if item["key"] == serve["reader_key"]
     }
     assert responded == serve["reader_values"]
-    completed = pd.read_parquet(demo.folder / "completed_flights.parquet")
+    completed = pd.read_parquet(demo.folder / "arrivals.parquet")
     last = completed[completed["tailnum"] == serve["reader_key"]].iloc[-1]
     assert responded["last_arr_delay"] == last["arr_delay"]
     assert responded["last_dest"] == last["dest"]

@@ -60,9 +60,7 @@ def write_sources(folder: Path) -> Flights:
     import pandas as pd
 
     data = data_folder()
-    weather, aircraft, completed = (
-        folder / name for name in ("weather.csv", "aircraft.parquet", "completed_flights.parquet")
-    )
+    weather, aircraft, completed = (folder / name for name in ("weather.csv", "aircraft.parquet", "arrivals.parquet"))
     try:
         pd.read_csv(data / "weather.csv").to_csv(weather, index=False)
         planes = pd.read_csv(data / "planes.csv").astype({"year": "Int64"})

@@ -36,12 +36,11 @@ def prepare(figures: dict[str, Any]) -> None:
 def load(figures: dict[str, Any]) -> None:
     click.echo()
     heading("1. Define and load")
-    headers = ("table", "entities", "features", "max age", "source", "rows", "duplicates", "online keys", "seconds")
+    headers = ("table", "entities", "max age", "source", "rows", "replaced", "online keys", "seconds")
     rows = [
         (
             table["table"],
             ", ".join(table["entities"]),
-            str(table["features"]),
             age(table["max_age_seconds"]),
             table["source"],
             f"{table['rows_ingested']:,}",
@@ -51,7 +50,7 @@ def load(figures: dict[str, Any]) -> None:
         )
         for table in figures["tables"]
     ]
-    print_table(headers, rows, right=("features", *headers[5:]))
+    print_table(headers, rows, right=headers[4:])
     click.echo(f"feature service {figures['service']}: all {figures['service_features']} features")
 
 
@@ -89,7 +88,8 @@ def serve(figures: dict[str, Any]) -> None:
             for moment, there in zip(moments, present, strict=True)
         ]
         rows.append((key, item["feature"], *texts))
-    print_table(("latest values", "as of", *(moment.replace("T", " ") for moment in moments)), rows)
+    print_table(("key", "feature", *(f"now={moment}" for moment in moments)), rows)
+    click.echo("(always the latest value; now= is what its max age is measured from)")
     click.echo(f"online_reader(...).get({figures['reader_key']!r}, now={figures['reader_now']!r}):")
     click.echo(f"  {figures['reader_values']}")
     click.echo(

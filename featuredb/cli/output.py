@@ -14,8 +14,8 @@ from typing import Any
 import click
 import numpy as np
 
-# A pipe has no width: rows stay on one line, however long.
-_PIPE_WIDTH = 100_000
+# Rows stay on one line, however long: a cell folded by characters can be neither read nor copied.
+_TABLE_WIDTH_MAX = 100_000
 
 file_argument = click.argument("file", metavar="FILE", type=click.Path())
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -122,12 +122,10 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, right:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
+    console = Console(highlight=False, width=_TABLE_WIDTH_MAX)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for header in headers:
-        table.add_column(header, justify="right" if header in right else "left", overflow="fold")
+        table.add_column(header, justify="right" if header in right else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
     with console.capture() as captured:
