@@ -1,0 +1,29 @@
+"""Hypothesis profiles, and what every test may use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# So that tests can import `oracle` and `strategies` whatever the import mode.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import featuredb as fdb
+
+# The first example compiles kernels, so time limits of single examples say nothing.
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("ci", max_examples=40, deadline=None, suppress_health_check=_SLOW, derandomize=True)
+settings.register_profile("long", max_examples=int(os.environ.get("FEATUREDB_EXAMPLES", "3000")), deadline=None, suppress_health_check=_SLOW)
+settings.load_profile(os.environ.get("FEATUREDB_PROFILE", "ci"))
+
+
+@pytest.fixture
+def db() -> Iterator[fdb.Database]:
+    """An empty database in memory."""
+    with fdb.open(":memory:") as database:
+        yield database
