@@ -29,7 +29,7 @@ from featuredb.schema import DTYPES
 from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.log import append_commit, last_commit
-from featuredb.storage.manifest import SegmentRef, read_manifest, stage_segment, unstage, write_manifest
+from featuredb.storage.manifest import SegmentRef, discard_staged, read_manifest, stage_segment, unstage, write_manifest
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.segment import CREATED, Rows, SegmentCache, SegmentReader, write_dead, write_segment
 
@@ -171,6 +171,7 @@ class Ingest:
         self._to, self._skip, self._durable = to, skip, durable
         self._space = KeySpace(table.space_id)
         self._segments: tuple[SegmentRef, ...] = ()
+        self._committed: set[int] = set()
         # Positions that this call replaces, by segment. Only the commit may write them: until then
         # readers use the dead lists that the manifest names.
         self._dead: dict[int, NDArray[np.int32]] = {}
@@ -183,6 +184,7 @@ class Ingest:
         with self._env.read() as txn:
             last = last_commit(txn)
             self._segments = read_manifest(txn, self._table.id).segments
+        self._committed = {ref.id for ref in self._segments}
         before = 0 if last is None else last.id
         commit_id = before + 1
         subject = f"data for feature table {self._table.name!r}"
@@ -275,6 +277,8 @@ class Ingest:
             outcome, updated, commit = self._env.write(work, durable=self._durable)
         except _NothingToCommit as nothing:
             outcome, updated, commit = nothing.outcome, 0, commit_id - 1
+            # Batches may have cancelled out.
+            discard_staged(self._env)
         self._take(outcome, total)
         return updated, commit
 
@@ -295,7 +299,7 @@ class Ingest:
             outcome.ingested = len(rows)
             return outcome
         fresh = self._settle(txn, outcome, rows)
-        outcome.ingested = len(fresh)
+        outcome.ingested += len(fresh)
         if len(fresh):
             taken = [ref.id for ref in outcome.segments]
             segment_id = max([read_manifest(txn, self._table.id).next_segment_id, *(number + 1 for number in taken)])
@@ -338,23 +342,38 @@ class Ingest:
         outcome.latest_keys = keys
 
     def _settle(self, txn: WriteTxn, outcome: _Outcome, rows: Rows) -> Rows:
-        """The rows that history lacks; stored rows that they replace are marked dead."""
-        unchanged = np.zeros(len(rows), dtype=np.bool_)
+        """The rows that history lacks; stored rows that they replace are marked dead.
+
+        Rows of earlier batches of this call count as repeated, and what they had replaced lives again if it
+        comes back: the outcome is that of one batch, whatever their size.
+        """
+        kept = np.ones(len(rows), dtype=np.bool_)
         for ref in outcome.segments:
             reader = self._cache.reader(txn, self._table.id, ref)
-            dead = outcome.dead.get(ref.id, reader.dead())
-            positions = find_stored(reader, rows, dead)
+            before = reader.dead()
+            dead = outcome.dead.get(ref.id, before)
+            own = ref.id not in self._committed
+            positions = find_stored(reader, rows, dead if own else before)
             at = np.flatnonzero(positions >= 0)
             if not len(at):
                 continue
-            same = same_rows(rows.take(at).columns, self._stored_values(reader, positions[at]), len(at))
-            unchanged[at[same]] = True
-            replaced = positions[at[~same]]
-            if len(replaced):
-                outcome.replaced += len(replaced)
-                outcome.dead[ref.id] = np.union1d(dead, replaced).astype(np.int32)
-        outcome.unchanged = int(np.count_nonzero(unchanged))
-        return rows.take(~unchanged) if outcome.unchanged else rows
+            positions = positions[at]
+            same = same_rows(rows.take(at).columns, self._stored_values(reader, positions), len(at))
+            kept[at[same]] = False
+            replaced = positions[~same & ~np.isin(positions, dead)]
+            if own:
+                outcome.repeated += len(at)
+                outcome.ingested -= len(replaced)
+                revived = positions[:0]
+            else:
+                outcome.unchanged += int(np.count_nonzero(same))
+                revived = positions[same & np.isin(positions, dead)]
+                outcome.replaced += len(replaced) - len(revived)
+            if len(replaced) or len(revived):
+                outcome.dead[ref.id] = np.union1d(np.setdiff1d(dead, revived), replaced).astype(np.int32)
+            if ref.id in outcome.dead and len(outcome.dead[ref.id]) == len(before):
+                del outcome.dead[ref.id]  # all of them live again
+        return rows if kept.all() else rows.take(kept)
 
     def _stored_values(self, reader: SegmentReader, positions: NDArray[np.int32]) -> dict[int, Column]:
         dtypes = {f.name: DTYPES[f.dtype] for f in self._table.definition.features}
