@@ -25,7 +25,7 @@ def warmup() -> int:
                 FeatureTable("texts", ["text"], [Feature("float64", "float64")]),
             ]
         )
-        times = np.arange(2, dtype="datetime64[us]")
+        times = np.array([1, 2], dtype="datetime64[us]")
         values = {
             "bool": [True, False],
             "int16": np.array([1, 2], dtype=np.int16),
@@ -39,7 +39,7 @@ def warmup() -> int:
             db.ingest(table, data)
             db.ingest(table, {**data, "event_timestamp": times + np.timedelta64(1, "s")})
             references = [f"{table}:{name}" for name in data if name in names]
-            db.get_historical_features(data, references, known_at=times[-1]).to_numpy()
+            db.get_historical_features(data, references, known_at=times[1]).to_numpy()
             many = {name: np.repeat(np.asarray(column), 600) for name, column in data.items()}
             db.get_historical_features(many, references).to_numpy()
     for name in ("int64", "string"):
