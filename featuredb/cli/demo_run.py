@@ -64,7 +64,7 @@ def demo(folder: Path, as_json: bool) -> None:
 
 def _prepare(folder: Path) -> tuple[dict[str, Any], Flights]:
     """Compile the kernels, remove what an earlier run left, and write the sources."""
-    from featuredb.offline.warmup import warmup as compile_kernels
+    from featuredb.warmup import warmup as compile_kernels
 
     began = time.perf_counter()
     try:
@@ -206,7 +206,7 @@ def _verify(db: fdb.Database, made: Flights) -> dict[str, Any]:
 @json_option
 def warmup(as_json: bool) -> None:
     """Compile the kernels now, so that the first join of this installation need not wait."""
-    from featuredb.offline.warmup import warmup as compile_kernels
+    from featuredb.warmup import warmup as compile_kernels
 
     began = time.perf_counter()
     kernels = compile_kernels()

@@ -1,0 +1,41 @@
+"""Compiles every kernel, so that the first ingest and join of a fresh installation need not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from featuredb.database import open_database
+from featuredb.schema import Entity, Feature, FeatureTable
+
+_FEATURES = ("bool", "int16", "float32", "float64", "string")
+
+
+def warmup() -> int:
+    """Compile the kernels and cache the machine code on disk; returns how many versions are ready.
+
+    Examples
+    --------
+    >>> from featuredb.warmup import warmup
+    >>> warmup() > 0
+    True
+    """
+    from featuredb.offline import kernels
+
+    with open_database(":memory:") as db:
+        features = [Feature(name, name) for name in _FEATURES]
+        db.apply([Entity("word", "int64"), FeatureTable("words", ["word"], features)])
+        db.apply([Entity("text", "string"), FeatureTable("texts", ["text"], features)])
+        times = np.array([1, 2], dtype="datetime64[us]")
+        for table, entity, keys in (("words", "word", np.array([1, 2])), ("texts", "text", np.array(["a", "b"]))):
+            values = {name: np.array([0, 1]).astype(name) for name in _FEATURES if name != "string"}
+            rows = {entity: keys, "event_timestamp": times, **values, "string": ["a", None]}
+            db.ingest(table, rows)
+            db.ingest(table, rows | {"event_timestamp": times + np.timedelta64(1, "s")})
+            # Few keys are looked up in the tree, many in the hashed dictionary.
+            for repeats in (1, 1000):
+                left = {entity: np.repeat(keys, repeats), "event_timestamp": np.repeat(times, repeats)}
+                db.get_historical_features(
+                    left, [f"{table}:{name}" for name in _FEATURES], known_at=times[1]
+                ).to_numpy()
+        db.materialize()
+    return sum(len(kernel.signatures) for kernel in vars(kernels).values() if hasattr(kernel, "signatures"))
