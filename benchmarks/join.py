@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,13 @@ def _load_polars(sorted_entities: bool) -> Callable[[Path], Case]:
         if sorted_entities:
             entities = entities.sort(KEY, TIME)
         tolerance = timedelta(microseconds=MAX_AGE_US)
+        # Polars cannot check sortedness within groups, and newer versions warn of that unless told not to try.
+        known = signature(pl.DataFrame.join_asof).parameters
+        unchecked: dict[str, Any] = {"check_sortedness": False} if "check_sortedness" in known else {}
 
         def run() -> Any:
             left = entities if sorted_entities else entities.sort(KEY, TIME)
-            # Sortedness within groups cannot be checked by Polars, and it warns unless told not to.
-            return left.join_asof(history, on=TIME, by=KEY, tolerance=tolerance, check_sortedness=False)
+            return left.join_asof(history, on=TIME, by=KEY, tolerance=tolerance, **unchecked)
 
         return Case(run, lambda result: _in_row_order(result.to_arrow()))
 

@@ -218,13 +218,17 @@ def _load_sqlite(folder: Path, what: str) -> Case:
 # --- DuckDB -------------------------------------------------------------------------------------
 
 
+_DUCKDB_TYPES = {"float64": "DOUBLE", "float32": "FLOAT", "int64": "BIGINT", "bool": "BOOLEAN", "string": "VARCHAR"}
+
+
 def _prepare_duckdb(folder: Path) -> None:
     import duckdb
 
     source = str(folder / "latest.parquet").replace("'", "''")
     with duckdb.connect(str(folder / "online.duckdb")) as connection:
-        connection.execute(f"CREATE TABLE latest AS SELECT {KEY}, {_LIST} FROM read_parquet('{source}')")
-        connection.execute(f"ALTER TABLE latest ADD PRIMARY KEY ({KEY}); CHECKPOINT")
+        columns = ", ".join(f"{name} {_DUCKDB_TYPES[dtype]}" for name, dtype in FEATURES.items())
+        connection.execute(f"CREATE TABLE latest ({KEY} BIGINT PRIMARY KEY, {columns})")
+        connection.execute(f"INSERT INTO latest SELECT {KEY}, {_LIST} FROM read_parquet('{source}'); CHECKPOINT")
 
 
 def _load_duckdb(folder: Path, what: str) -> Case:
