@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -66,8 +67,15 @@ def loaded(file: str) -> str:
     return file
 
 
+def cli_runner() -> CliRunner:
+    """Keeps stderr apart from stdout, which click before 8.2 does only when asked."""
+    if "mix_stderr" in inspect.signature(CliRunner).parameters:
+        return CliRunner(mix_stderr=False)
+    return CliRunner()
+
+
 def run(*args: str | Path) -> Result:
-    return CliRunner().invoke(main, list(map(str, args)))
+    return cli_runner().invoke(main, list(map(str, args)))
 
 
 def text(*args: str | Path) -> str:
