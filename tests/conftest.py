@@ -17,8 +17,9 @@ import featuredb as fdb
 
 # The first example compiles kernels, so time limits of single examples say nothing.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
-settings.register_profile("ci", max_examples=40, deadline=None, suppress_health_check=_SLOW, derandomize=True)
-settings.register_profile("long", max_examples=int(os.environ.get("FEATUREDB_EXAMPLES", "3000")), deadline=None, suppress_health_check=_SLOW)
+settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=_SLOW, derandomize=True)
+_LONG = int(os.environ.get("FEATUREDB_EXAMPLES", "3000"))
+settings.register_profile("long", max_examples=_LONG, deadline=None, suppress_health_check=_SLOW)
 settings.load_profile(os.environ.get("FEATUREDB_PROFILE", "ci"))
 
 

@@ -68,11 +68,7 @@ class Table:
     def materialize(self, start: int | None = None, end: int | None = None) -> None:
         """Serve the stored rows from `start` to `end`, both included."""
         self.serve(
-            [
-                row
-                for row in self.history
-                if (start is None or row.event >= start) and (end is None or row.event <= end)
-            ]
+            [row for row in self.history if (start is None or row.event >= start) and (end is None or row.event <= end)]
         )
 
     def serve(self, rows: list[Row]) -> None:

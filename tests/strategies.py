@@ -116,6 +116,24 @@ def small_batches(patch: pytest.MonkeyPatch, rows: int) -> None:
         patch.setattr(f"featuredb.offline.{name}", rows)
 
 
+def tiny_limits(patch: pytest.MonkeyPatch) -> None:
+    """Make a few rows reach what only large data does: many chunks, blocks, tiers, threads, evictions."""
+    for name, value in {
+        "storage.segment.CHUNK_ROWS_MAX": 4,
+        "storage.segment.CHUNK_BYTES_TARGET": 32,
+        "storage.segment.SEGMENTS_HELD_MAX": 1,
+        "storage.keyspace.KEYS_PER_BLOCK": 2,
+        "offline.dictionary.KEYS_PER_BLOCK": 2,
+        "offline.dictionary.TREE_LOOKUPS_MAX": 0,
+        "offline.merge.MERGE_FANOUT": 2,
+        "offline.merge._TIER_ROWS_MIN": 2,
+        "offline.merge.SEGMENT_ROWS_MAX": 20,
+        "offline.threads.ROWS_PER_THREAD_MIN": 2,
+        "online.index.BATCH_ROWS": 2,
+    }.items():
+        patch.setattr(f"featuredb.{name}", value)
+
+
 def plain(array: pa.ChunkedArray | pa.Array) -> list[Any]:
     """An Arrow column as plain values, timestamps as int microseconds."""
     return (array.cast(pa.int64()) if pa.types.is_timestamp(array.type) else array).to_pylist()
@@ -217,7 +235,9 @@ class Case:
         return expected
 
 
-def ingest(db: fdb.Database, case: Case, table: TableCase, batch: Batch, expected: oracle.Table, to: str = "both") -> Any:
+def ingest(
+    db: fdb.Database, case: Case, table: TableCase, batch: Batch, expected: oracle.Table, to: str = "both"
+) -> Any:
     """Ingest a batch into the database and the oracle."""
     report = db.ingest(table.name, table.data(batch, case.entities), to=to)
     commit_us = {commit.id: to_us(commit.time) for commit in db.log()}[report.commit_id]
@@ -267,6 +287,14 @@ def tables(
     return TableCase(name, entities, features, max_age, batches)
 
 
+def near(stored: tuple[TableCase, oracle.Row], keys: dict[str, Any], place: int) -> tuple[dict[str, Any], int]:
+    """An entity row with the key of a stored row, at a time where that is just found, or just not."""
+    table, row = stored
+    age = table.max_age or 3
+    at = row.event + [0, -1, 1, age, age + 1][place]
+    return {**keys, **dict(zip(table.entities, row.key, strict=True))}, min(max(at, YEAR_1_US), YEAR_9999_US)
+
+
 @st.composite
 def cases(
     draw: st.DrawFn, tables_max: int = 2, most_rows: int = 8, most_left: int = 12, created: bool | None = None
@@ -292,7 +320,11 @@ def cases(
     times = st.one_of(
         *[st.integers(-3, 14).map(lambda offset: min(max(base + offset, YEAR_1_US), YEAR_9999_US))] * 6, st.none()
     )
-    left = draw(st.lists(st.tuples(keys, times), max_size=most_left))
+    asked = st.tuples(keys, times)
+    stored = [(table, row) for table in found for batch in table.batches for row in batch.rows]
+    if stored:
+        asked = st.one_of(asked, *[st.builds(near, st.sampled_from(stored), keys, st.sampled_from(range(5)))] * 3)
+    left = draw(st.lists(asked, max_size=most_left))
     if left and draw(st.booleans()):
         left.append(left[0])
     used = {entity for table in found for entity in table.entities}

@@ -34,9 +34,7 @@ def outcome(db: fdb.Database, case: Case) -> tuple[Any, ...]:
             columns[name] = (dtype, values + own)
     columns["event_timestamp"] = ("timestamp", columns["event_timestamp"][1] + [row.event for _, row in rows])
     columns["label"] = ("int32", list(range(len(case.left) + len(rows))))
-    training = db.get_historical_features(
-        container("arrow", columns), case.references, include_event_timestamps=True
-    )
+    training = db.get_historical_features(container("arrow", columns), case.references, include_event_timestamps=True)
     online = db.get_online_features(
         case.references, container("arrow", {name: columns[name] for name in case.entities})
     )
@@ -54,7 +52,8 @@ def test_any_permutation_any_split_and_any_part_twice_give_the_same(case: Case, 
     parts = [shuffled[a:b] for a, b in zip([0, *cuts], [*cuts, len(shuffled)], strict=True)]
     again = data.draw(st.sampled_from(parts), label="part given twice")
     with fdb.open(":memory:") as one, fdb.open(":memory:") as many:
-        case.tables = [TableCase(table.name, table.entities, table.features, table.max_age, [Batch(rows, True, "arrow")])]
+        at_once = [Batch(rows, True, "arrow")]
+        case.tables = [TableCase(table.name, table.entities, table.features, table.max_age, at_once)]
         case.load(one)
         many.apply(case.definitions)
         for part in [*parts, again]:
@@ -136,7 +135,8 @@ def test_the_same_file_twice_changes_nothing(
     assert first.duplicates_replaced == 2
     assert list(db.log()) == commits
     assert db.info()["feature_tables"]["t"]["rows"] == 4
-    assert db.get_historical_features(asked, ["t:score"]).to_arrow().column("score").to_pylist() == [4.0, 3.0, None, 2.0]
+    history = db.get_historical_features(asked, ["t:score"]).to_arrow()
+    assert history.column("score").to_pylist() == [4.0, 3.0, None, 2.0]
     assert (second.rows_read, second.rows_ingested, second.commit_id) == (6, 0, first.commit_id)
     assert second.online_keys_updated == 0
 

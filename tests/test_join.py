@@ -25,6 +25,7 @@ from strategies import (
     no_nan,
     plain,
     small_batches,
+    tiny_limits,
     to_datetime,
     to_us,
 )
@@ -147,6 +148,23 @@ def test_batches_of_any_size_give_the_same_join_and_file(case: Case) -> None:
         streamed = pq.read_table(target)
         for name, values in expected.items():
             assert_same(plain(streamed.column(name)), values, name)
+        assert db.verify().ok
+
+
+@given(case=cases(tables_max=2, most_rows=20), batch_rows=st.sampled_from([3, 1000]))
+def test_many_chunks_blocks_tiers_and_threads_change_nothing(case: Case, batch_rows: int) -> None:
+    with pytest.MonkeyPatch.context() as patch, fdb.open(":memory:") as db:
+        tiny_limits(patch)
+        small_batches(patch, batch_rows)
+        tables = case.load(db)
+        for known_us in (None, case.base + 1, YEAR_9999_US):
+            known = [known_us] * len(case.left)
+            training = db.get_historical_features(
+                container("arrow", case.left_columns()), case.references, known_at=to_datetime(known_us)
+            )
+            expected = expected_join(case, tables, known, full=False)
+            for name, values in joined(training, list(expected)).items():
+                assert_same(values, expected[name], name)
         assert db.verify().ok
 
 

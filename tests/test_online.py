@@ -20,6 +20,7 @@ from strategies import (
     cases,
     container,
     ingest,
+    tiny_limits,
     to_datetime,
     to_us,
 )
@@ -118,7 +119,9 @@ def test_online_values_equal_the_join_at_the_end_of_time(case: Case) -> None:
 
 @given(case=cases(tables_max=1), data=st.data())
 def test_offline_online_and_materialize_keep_to_the_oracle(case: Case, data: st.DataObject) -> None:
-    with fdb.open(":memory:") as db:
+    with pytest.MonkeyPatch.context() as patch, fdb.open(":memory:") as db:
+        if data.draw(st.booleans(), label="tiny limits"):
+            tiny_limits(patch)
         db.apply(case.definitions)
         (table,) = case.tables
         expected = table.oracle()

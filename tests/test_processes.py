@@ -1,0 +1,223 @@
+"""One file in several processes and threads: whole commits, one writer at a time, fork, open twice."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import featuredb as fdb
+
+ROOT = Path(__file__).parent.parent
+T0 = datetime(2013, 1, 1, tzinfo=UTC)
+KEYS = list(range(40))
+LATEST = {"user": KEYS, "event_timestamp": [datetime(9999, 1, 1)] * len(KEYS)}
+REFERENCES = ["a:round", "b:round"]
+
+
+def batch(number: int) -> dict[str, Any]:
+    """A row for each key: the number of the round."""
+    return {
+        "user": KEYS,
+        "event_timestamp": [T0 + timedelta(seconds=number)] * len(KEYS),
+        "round": [number] * len(KEYS),
+    }
+
+
+def define(db: fdb.Database) -> None:
+    tables = [fdb.FeatureTable(name, ["user"], [fdb.Feature("round", "int64")]) for name in "ab"]
+    db.apply([fdb.Entity("user", "int64"), *tables])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "shared.fdb"
+    with fdb.open(path) as db:
+        define(db)
+        db.ingest("a", batch(0))
+        db.ingest("b", batch(0))
+    return path
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Code in a process of its own; ``sys.argv[1:]`` are the arguments."""
+    preamble = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import featuredb as fdb\n"
+    command = [sys.executable, "-c", preamble + code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+WRITER = """
+from test_processes import batch
+with fdb.open(sys.argv[1], durability="relaxed") as db:
+    for number in range(1, 31):
+        db.ingest("a", batch(number))
+        db.ingest("b", batch(number))
+"""
+
+
+def rounds(db: fdb.Database) -> tuple[list[int], list[int]]:
+    """What one online read says of both tables; asserts that each commit in it is whole."""
+    values = db.get_online_features(REFERENCES, {"user": KEYS}, full_feature_names=True).to_dict()
+    a, b = set(values["a__round"]), set(values["b__round"])
+    assert len(a) == len(b) == 1, "some keys are of another commit"
+    assert a == b or a == {number + 1 for number in b}, "the tables are not of one commit"
+    return sorted(a), sorted(b)
+
+
+def check_join(db: fdb.Database) -> None:
+    joined = db.get_historical_features(LATEST, REFERENCES, full_feature_names=True).to_numpy()
+    a, b = set(joined["a__round"].tolist()), set(joined["b__round"].tolist())
+    assert len(a) == len(b) == 1
+    assert a == b or a == {number + 1 for number in b}
+
+
+def test_readers_see_whole_commits_while_another_process_writes(path: Path) -> None:
+    with fdb.open(path, read_only=True) as db:
+        seen = []
+        with python(WRITER, path) as writer:
+            while writer.poll() is None:
+                seen.append(rounds(db))
+                check_join(db)
+        assert writer.returncode == 0
+        seen.append(rounds(db))
+    assert seen == sorted(seen), "a reader went back in time"
+    assert seen[-1] == ([30], [30])
+    assert len({repr(pair) for pair in seen}) > 3, "the writer was done before anything was read"
+
+
+def test_readers_see_whole_commits_while_another_thread_writes(path: Path) -> None:
+    with fdb.open(path, durability="relaxed") as db:
+        failures: list[BaseException] = []
+        done = threading.Event()
+
+        def read() -> None:
+            try:
+                while not done.is_set():
+                    rounds(db)
+                    check_join(db)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for number in range(1, 16):
+            db.ingest("a", batch(number))
+            db.ingest("b", batch(number))
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        assert rounds(db) == ([15], [15])
+
+
+HOLDER = """
+from test_processes import batch
+with fdb.open(sys.argv[1]) as db:
+    def hold(done, total):
+        print("holding", flush=True)
+        sys.stdin.readline()
+    db.ingest("a", batch(1), progress=hold)
+"""
+
+
+@pytest.fixture
+def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of an ingest, until it is sent a line."""
+    process = python(HOLDER, path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "holding\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def release(holder: subprocess.Popen[str]) -> None:
+    assert holder.stdin is not None
+    holder.stdin.write("\n")
+    holder.stdin.flush()
+
+
+def test_a_second_writer_gives_up_after_its_timeout(path: Path, holder: subprocess.Popen[str]) -> None:
+    with fdb.open(path, timeout=0.2) as db:
+        began = time.monotonic()
+        with pytest.raises(fdb.BusyError, match=rf"{re.escape(str(path))}: another process is writing.*0\.2 seconds"):
+            db.ingest("b", batch(1))
+        assert 0.2 <= time.monotonic() - began < 5
+        assert rounds(db) == ([0], [0]), "reads go on meanwhile"
+
+
+def test_a_second_writer_waits_for_the_first(path: Path, holder: subprocess.Popen[str]) -> None:
+    with fdb.open(path, timeout=30) as db:
+        timer = threading.Timer(0.3, release, [holder])
+        timer.start()
+        report = db.ingest("b", batch(1))
+        timer.join()
+        assert holder.wait() == 0
+        assert [commit.table for commit in db.log()][-2:] == ["a", "b"]
+        assert db.log()[-1].id == report.commit_id
+        assert rounds(db) == ([1], [1])
+
+
+def test_a_writer_that_is_killed_leaves_what_was_committed(path: Path, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.wait()
+    with fdb.open(path, timeout=5) as db:
+        assert rounds(db) == ([0], [0])
+        db.ingest("a", batch(2))
+        assert db.get_online_features(["a:round"], [{"user": 1}]).to_dict()["round"] == [2]
+        assert db.verify().ok
+
+
+def test_a_file_opened_twice_in_a_process_is_one(path: Path) -> None:
+    with fdb.open(path) as one, fdb.open(str(path)) as two, fdb.open(path, read_only=True) as three:
+        one.ingest("a", batch(1))
+        two.ingest("b", batch(1))
+        assert rounds(one) == rounds(two) == rounds(three) == ([1], [1])
+        one.close()
+        two.ingest("a", batch(2))
+        assert rounds(three) == ([2], [1])
+        with pytest.raises(fdb.ReadOnlyError):
+            three.ingest("a", batch(3))
+
+
+def test_databases_in_memory_are_separate_and_leave_nothing() -> None:
+    with fdb.open(":memory:") as one, fdb.open(":memory:") as two:
+        define(one)
+        assert two.list_entities() == []
+        folder = Path(one.path).parent
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_use_after_fork_is_refused_and_the_child_may_open_the_file_itself(path: Path) -> None:
+    with fdb.open(path) as db:
+        reader = db.online_reader(["a:round"])
+        rounds(db)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                refusals = 0
+                for use in (lambda: db.log(), lambda: reader.get(1), lambda: db.ingest("a", batch(9))):
+                    try:
+                        use()
+                    except fdb.ForkedError as error:
+                        refusals += "fork" in str(error)
+                with fdb.open(path) as own:
+                    code = 0 if refusals == 3 and own.online_reader(["a:round"]).get(1) == {"round": 0} else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        db.ingest("a", batch(1))
+        assert reader.get(1) == {"round": 1}
