@@ -62,6 +62,8 @@ INGEST_BATCH_ROWS: Final = 1_000_000
 INGEST_MEMORY_ROWS: Final = 1 << 24
 JOIN_BATCH_ROWS: Final = 1_000_000
 REJECTIONS_KEPT_MAX: Final = 1000
+# Problems, and differences, that one verification lists.
+VERIFY_FINDINGS_MAX: Final = 1000
 # Resolved online queries a database keeps, so that repeated reads need not resolve names.
 QUERIES_HELD_MAX: Final = 256
 # Decoded segment descriptors a database keeps; merged-away segments leave theirs behind until then.
