@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -160,9 +161,12 @@ def verify(file: str, as_json: bool) -> None:
     with fdb.open(file, read_only=True) as db:
         report = db.verify()
     if as_json:
-        print_json(report)
-    elif report.ok:
-        click.echo(f"{file}: ok")
+        print_json({"ok": report.ok, **asdict(report)})
+    else:
+        counted = f"{count(len(report.problems), 'problem')}, {count(len(report.differences), 'difference')}"
+        click.echo(f"{file}: {'ok' if report.ok and not report.differences else counted}")
+        for difference in report.differences:
+            click.echo(f"  - {difference}")
     if not report.ok:
         if not as_json:
             lines = "".join(f"\n  - {problem}" for problem in report.problems)
