@@ -14,11 +14,10 @@ import numpy as np
 import featuredb as fdb
 from benchmarks.check import Answer, WrongAnswerError
 from benchmarks.join import REFERENCES, TABLE, define
-from benchmarks.peers import Case, System, arrow_result
+from benchmarks.peers import SQL_TYPES, Case, System, arrow_result
 from benchmarks.workload import FEATURES, KEY, MAX_AGE_US, TIME, history_frame, read_workload
 
 _COLUMNS = (KEY, TIME, *FEATURES)
-SQL_TYPES = {"float64": "REAL", "float32": "REAL", "int64": "INTEGER", "bool": "INTEGER", "string": "TEXT"}
 
 
 def _removed(path: Path) -> Callable[[], None]:

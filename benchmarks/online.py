@@ -13,9 +13,8 @@ import numpy as np
 
 import featuredb as fdb
 from benchmarks.check import Answer
-from benchmarks.ingest import SQL_TYPES
 from benchmarks.join import REFERENCES, TABLE, define, masked_answer
-from benchmarks.peers import Case, System, arrow_result
+from benchmarks.peers import SQL_TYPES, Case, System, arrow_result
 from benchmarks.workload import FEATURES, KEY, NULLABLE, history_frame
 
 _LIST = ", ".join(FEATURES)

@@ -10,6 +10,9 @@ from typing import Any
 
 from benchmarks.check import Answer
 
+# The types of SQLite columns, by dtype.
+SQL_TYPES = {"float64": "REAL", "float32": "REAL", "int64": "INTEGER", "bool": "INTEGER", "string": "TEXT"}
+
 
 def _nothing() -> None:
     """Nothing to prepare before a run, or to close after the last."""

@@ -31,8 +31,6 @@ def render(results: dict[str, Any]) -> str:
     if results["left_out"]:
         names = ", ".join(f"{left['system']} ({left['what']})" for left in results["left_out"])
         lines += ["", f"Left out, not installed: {names}."]
-    if any(what == "join" for what, _ in shown):
-        lines += ["", "SQLite has no as-of join: it takes part in ingest and online reads only."]
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import child, peers, run
+from benchmarks import child, join, peers, run
 from benchmarks.__main__ import main
 from benchmarks.check import WrongAnswerError, compare, digest, digests
 from benchmarks.data import generate
@@ -21,8 +21,9 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 PROJECT = Path(run.__file__).parent.parent
-TINY = Workload(rows=2_000, entities=60, entity_rows=500)
-SIZES = ["--rows", "2000", "--entities", "60", "--entity-rows", "500", "--repeat", "1"]
+# Few rows per entity: else a newer row hides nearly every one that is exactly as old as the max age, or just older.
+TINY = Workload(rows=2_000, entities=600, entity_rows=2_000)
+SIZES = ["--rows", "2000", "--entities", "600", "--entity-rows", "2000", "--repeat", "1"]
 
 
 @pytest.fixture
@@ -66,11 +67,18 @@ def test_a_failing_system_is_named_with_its_reason(tmp_path: Path) -> None:
         run.in_process("measure", tmp_path, what="join", name="numpy.take (limit)", repeat=1)
 
 
-@pytest.mark.parametrize("task", ["join", "ingest", "online"])
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("join", "Polars join_asof, both sorted"),
+        ("join", "SQLite primary key, max() per row"),
+        ("ingest", "Parquet (zstd)"),
+        ("online", "Python dict"),
+    ],
+)
 def test_a_wrong_answer_of_a_peer_stops_the_benchmark(
-    task: str, in_this_process: None, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+    task: str, name: str, in_this_process: None, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
 ) -> None:
-    name = {"join": "Polars join_asof, both sorted", "ingest": "Parquet (zstd)", "online": "Python dict"}[task]
     right = [system for system in peers.all_systems() if system.task == task and system.name == name]
 
     def wrong(system: peers.System) -> peers.System:
@@ -112,6 +120,26 @@ def test_a_missing_peer_is_said_and_left_out(
     output = capsys.readouterr()
     assert 'polars is not installed (pip install "featuredb[bench]")' in output.err
     assert "Left out, not installed: Polars" in output.out
+
+
+def test_sqlite_joins_every_entity_row_by_primary_key(folder: Path) -> None:
+    system = peers.find_system("join", "SQLite primary key, max() per row")
+    assert system.prepare is not None
+    system.prepare(folder)
+    case = system.load(folder)
+    try:
+        assert case.rows is None
+        assert len(case.run()) == TINY.entity_rows
+    finally:
+        case.close()
+    connection = join.open_sqlite(folder)
+    try:
+        plan = [row[-1] for row in connection.execute(f"EXPLAIN QUERY PLAN {join.SQLITE_QUERY}")]
+    finally:
+        connection.close()
+    # The history is only ever searched: for the newest time, then for its row.
+    assert sum("USING PRIMARY KEY" in step for step in plan) == 2
+    assert sum("SCAN" in step for step in plan) == 1
 
 
 @pytest.mark.parametrize(
@@ -161,6 +189,7 @@ def test_the_expected_join_is_that_of_a_plain_loop(folder: Path) -> None:
     assert digests(answer) == read_expected(folder)["join"]
     assert 0 < len(ages) < TINY.entity_rows
     assert min(ages) == 0 * limit
+    assert max(ages) == limit
 
 
 def test_history_has_no_ties_and_arrives_out_of_order(folder: Path) -> None:
