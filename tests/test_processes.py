@@ -91,7 +91,7 @@ def test_readers_see_whole_commits_while_another_process_writes(path: Path) -> N
         seen.append(rounds(db))
     assert seen == sorted(seen), "a reader went back in time"
     assert seen[-1] == ([30], [30])
-    assert len({repr(pair) for pair in seen}) > 3, "the writer was done before anything was read"
+    assert len({repr(pair) for pair in seen}) > 2, "the writer was done before anything was read"
 
 
 def test_readers_see_whole_commits_while_another_thread_writes(path: Path) -> None:
