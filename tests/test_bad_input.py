@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
-import msgpack
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -20,6 +19,7 @@ import pytest
 from strategies import small_batches
 
 import featuredb as fdb
+from featuredb.storage.records import pack
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 GOOD = {"origin": ["JFK"], "event_timestamp": [T0], "temp": [1.5], "gust": [7]}
@@ -440,7 +440,7 @@ def write_newer(path: Path) -> None:
         env.begin(write=True) as txn,
     ):
         record = {"magic": "featuredb", "version": 99, "id": "0" * 32, "created_us": 0}
-        txn.put(b"a", msgpack.packb(record))
+        txn.put(b"a", pack(record))
 
 
 FILES: dict[str, tuple[Callable[[Path], object], type[Exception], list[str]]] = {

@@ -35,6 +35,7 @@ from featuredb.errors import (
     ReadOnlyError,
 )
 from featuredb.storage import env as env_module
+from featuredb.storage import records
 from featuredb.storage.env import Env, open_env
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +114,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_created_file_holds_its_format_record_and_no_temporary_file_stays(env: Env, path: Path) -> None:
-    record = msgpack.unpackb(value(env, limits.NS_FORMAT))
+    record = records.unpack(value(env, limits.NS_FORMAT), "the format record")
     assert record["magic"] == limits.FORMAT_MAGIC
     assert record["version"] == limits.FORMAT_VERSION
     assert len(record["file_id"]) == 32
@@ -225,12 +226,20 @@ def test_an_empty_file_is_refused_and_left_alone(path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_naming_both_versions(path: Path) -> None:
-    record = msgpack.packb({"magic": limits.FORMAT_MAGIC, "version": 7, "file_id": "", "created_us": 0})
+    record = records.pack({"magic": limits.FORMAT_MAGIC, "version": 7, "file_id": "", "created_us": 0})
     other_lmdb(path, ((limits.NS_FORMAT, record),))
     before = contents(path.parent)
     with pytest.raises(FormatVersionError, match=rf"version 7.* up to {limits.FORMAT_VERSION}.*upgrade"):
         opened(path)
     assert contents(path.parent) == before
+
+
+def test_a_damaged_format_record_is_told_from_a_foreign_file(path: Path) -> None:
+    record = bytearray(records.pack({"magic": limits.FORMAT_MAGIC, "version": 1, "file_id": "", "created_us": 0}))
+    record[-1] ^= 1
+    other_lmdb(path, ((limits.NS_FORMAT, bytes(record)),))
+    with pytest.raises(CorruptionError, match="its format record is damaged"):
+        opened(path)
 
 
 def big_file(path: Path) -> int:

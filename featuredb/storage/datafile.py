@@ -17,10 +17,9 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgpack
-
 from featuredb import limits
 from featuredb.errors import CorruptionError, FileError, FormatVersionError, NotADatabaseError
+from featuredb.storage.records import pack, unpack
 
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # LMDB reports a write cut short by a full disk as EIO.
@@ -91,15 +90,13 @@ def check(path: str, verify: Callable[[str], list[str]]) -> None:
 
 def encode_format(file_id: str, created_us: int) -> bytes:
     """The format record of a new file."""
-    return bytes(
-        msgpack.packb(
-            {
-                "magic": limits.FORMAT_MAGIC,
-                "version": limits.FORMAT_VERSION,
-                "file_id": file_id,
-                "created_us": created_us,
-            }
-        )
+    return pack(
+        {
+            "magic": limits.FORMAT_MAGIC,
+            "version": limits.FORMAT_VERSION,
+            "file_id": file_id,
+            "created_us": created_us,
+        }
     )
 
 
@@ -254,9 +251,13 @@ def _format_record(fd: int, meta: Meta) -> bytes | None:
 
 def _check_format(path: str, record: bytes) -> None:
     try:
-        found = msgpack.unpackb(record)
+        found = unpack(record, f"{path}: its format record")
         magic, version = found["magic"], found["version"]
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException):
+    except CorruptionError:
+        if limits.FORMAT_MAGIC.encode() in record:
+            raise
+        magic, version = None, None
+    except (TypeError, KeyError):
         magic, version = None, None
     if magic != limits.FORMAT_MAGIC or type(version) is not int or version < 1:
         raise NotADatabaseError(f"{path}: is an LMDB file of another program, not a featuredb file")
