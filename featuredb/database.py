@@ -651,8 +651,9 @@ class Database:
         """
         from featuredb.verify import verify_database
 
-        with self._snapshot() as (txn, registry):
-            return verify_database(txn, registry)
+        self._check_open()
+        with self._env.read() as txn:
+            return verify_database(txn)
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Write a consistent, compacted copy to a new file while others read and write.

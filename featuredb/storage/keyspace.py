@@ -87,10 +87,14 @@ class KeySpace:
 
     def blocks(self, txn: ReadTxn, first_block: int = 0) -> Iterator[Heap]:
         """The keys in code order, a block at a time, from block `first_block` on."""
-        expected = first_block
+        expected, full = first_block, True
         for key, value in txn.scan(self._block_prefix, first_block.to_bytes(4, "big")):
             block = int.from_bytes(key[5:], "big")
             if block != expected:
                 raise CorruptionError(f"{self._block_name(expected)} is missing; restore the file from a backup")
-            yield _unpack_block(value, self._block_name(block))
+            if not full:
+                raise CorruptionError(f"{self._block_name(block - 1)} is not full; restore the file from a backup")
+            keys = _unpack_block(value, self._block_name(block))
+            full = len(keys) == KEYS_PER_BLOCK
+            yield keys
             expected += 1

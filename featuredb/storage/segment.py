@@ -283,15 +283,32 @@ class SegmentReader:
         key = chunk_prefix(self.info.table_id, self.ref.id) + column.id.to_bytes(4, "big")
         return self._checked(key + chunk.to_bytes(4, "big") + bytes([part]), size, crc, dtype)
 
-    def _checked(self, key: bytes, size: int, crc: int, dtype: str) -> NDArray[Any]:
+    def chunk_fault(self, column_id: int, chunk: int, part: int) -> str | None:
+        """What is wrong with the bytes of a chunk, None if they are those its descriptor names."""
+        size, crc = self.info.columns[column_id].chunks[chunk, part]
+        key = chunk_prefix(self.info.table_id, self.ref.id) + column_id.to_bytes(4, "big")
+        return self._fault(key + chunk.to_bytes(4, "big") + bytes([part]), size, crc)[1]
+
+    def _fault(self, key: bytes, size: int, crc: int) -> tuple[memoryview, str | None]:
         raw = self._txn.get(key)
+        if raw is None:
+            return memoryview(b""), "is missing"
+        if len(raw) != size:
+            return raw, f"has {len(raw)} bytes instead of {size}"
         seen = (int.from_bytes(key[1:], "big"), crc)
-        if raw is None or len(raw) != size or (seen not in self._verified and zlib.crc32(raw) != crc):
+        if seen not in self._verified:
+            if zlib.crc32(raw) != crc:
+                return raw, "is damaged: its checksum does not match"
+            self._verified.add(seen)
+        return raw, None
+
+    def _checked(self, key: bytes, size: int, crc: int, dtype: str) -> NDArray[Any]:
+        raw, fault = self._fault(key, size, crc)
+        if fault is not None:
             raise CorruptionError(
-                f"table {self.info.table_id}, segment {self.ref.id}: chunk {key.hex()} is missing or damaged; "
+                f"table {self.info.table_id}, segment {self.ref.id}: chunk {key.hex()} {fault}; "
                 "run `featuredb verify`, and restore the file from a backup"
             )
-        self._verified.add(seen)
         values = np.frombuffer(raw, dtype=dtype)
         # Small chunks share a page with others and may lie at any even address; kernels want alignment.
         return values if values.flags.aligned else frozen(values.copy())

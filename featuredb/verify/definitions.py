@@ -1,0 +1,127 @@
+"""Checks of what everything else rests on: format record, definitions, log, and the entity dictionary."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from featuredb.columns import Heap
+from featuredb.limits import FORMAT_MAGIC, FORMAT_VERSION, NS_COMMIT, NS_FORMAT, NS_KEY
+from featuredb.schema import DTYPES
+from featuredb.storage.keys import decode_keys
+from featuredb.storage.keyspace import KeySpace
+from featuredb.storage.records import unpack
+from featuredb.storage.registry import Registry, StoredTable, read_registry
+from featuredb.verify.report import Check
+from featuredb.verify.values import utf8_fault
+
+
+def check_format(check: Check) -> None:
+    """The format record is there, whole, and of a version that this library reads."""
+    raw = check.txn.get(NS_FORMAT)
+    if raw is None:
+        check.problem("the format record is missing")
+        return
+    with check.guarded():
+        record = unpack(raw, "the format record")
+        if record["magic"] != FORMAT_MAGIC or not 1 <= record["version"] <= FORMAT_VERSION:
+            check.problem(f"the format record says {record['magic']!r}, version {record['version']!r}")
+
+
+def check_registry(check: Check) -> bool:
+    """Read the definitions, and check that they fit together; False if they cannot be read."""
+    before = check.problem_count
+    with check.guarded():
+        check.registry = read_registry(check.txn)
+    if check.problem_count > before:
+        return False
+    registry = check.registry
+    ids = [*registry.spaces.values(), *(table.id for table in registry.tables.values())]
+    if len(set(ids)) != len(ids) or max(ids, default=0) >= registry.next_id or min(ids, default=1) < 1:
+        check.problem("the numbers of tables and key spaces are not distinct, or would be given out again")
+    for table in registry.tables.values():
+        with check.guarded(table=table.name):
+            _check_table(check, registry, table)
+    for service in registry.services.values():
+        with check.guarded(f"feature service {service.name!r}"):
+            registry.references(service)
+    return True
+
+
+def _check_table(check: Check, registry: Registry, table: StoredTable) -> None:
+    entities = tuple(table.definition.entities)
+    if registry.spaces.get(entities) != table.space_id:
+        check.problem("it is not keyed by the key space of its entities", table=table.name)
+    if tuple(DTYPES[registry.entity(name).dtype] for name in entities) != table.key_dtypes:
+        check.problem("its key dtypes are not those of its entities", table=table.name)
+    current = tuple((table.feature_ids[feature.name], feature.dtype) for feature in table.definition.features)
+    if not table.layouts or table.layouts[-1] != current:
+        check.problem("its last row layout is not that of its features", table=table.name)
+    dtypes: dict[int, str] = {}
+    for layout in table.layouts:
+        for number, dtype in layout:
+            if dtype not in DTYPES or dtypes.setdefault(number, dtype) != dtype or number < 1:
+                check.problem(f"its row layouts disagree on feature {number}", table=table.name)
+
+
+def check_log(check: Check) -> None:
+    """Commits count from 1 without gaps, and their times increase."""
+    before_us: int | None = None
+    for key, value in check.txn.scan(NS_COMMIT):
+        number = int.from_bytes(key[1:], "big")
+        check.commits += 1
+        if len(key) != 9 or number != check.last_commit + 1:
+            check.problem(f"commit {check.last_commit + 1} is missing from the log; the next is {number}")
+        check.last_commit = number
+        with check.guarded():
+            time_us, operation, _, _ = unpack(value, f"the record of commit {number}")
+            if before_us is not None and time_us <= before_us:
+                check.problem(f"commit {number} is not later than the one before it")
+            before_us = time_us
+            check.operations[number] = operation
+
+
+def check_key_space(check: Check, entities: tuple[str, ...], number: int) -> None:
+    """Tree and blocks agree both ways, keys are distinct, and each is one of its dtypes."""
+    name = f"key space {'/'.join(entities)}"
+    before = check.problem_count
+    with check.guarded(name):
+        blocks = _joined(list(KeySpace(number).blocks(check.txn)))
+        prefix = NS_KEY + number.to_bytes(4, "big")
+        entries = list(check.txn.scan(prefix))
+        tree = Heap.of([bytes(key[len(prefix) :]) for key, _ in entries])
+        count = len(blocks)
+        check.entity_keys += count
+        raw = b"".join([value for _, value in entries])
+        if len(raw) != 4 * len(entries):
+            check.problem(f"{name}: a code is not 4 bytes long")
+            return
+        codes = np.frombuffer(raw, dtype="<u4")
+        # Keys of the tree are distinct, so if it holds each code once and its keys in that order are
+        # those of the blocks, the two agree both ways.
+        if len(codes) != count or not np.array_equal(np.sort(codes), np.arange(count)):
+            check.problem(f"{name}: the tree has {len(codes)} keys, the blocks have {count}, or a code is there twice")
+        else:
+            ordered = tree.take(np.argsort(codes))
+            wrong = np.diff(ordered.offsets) != np.diff(blocks.offsets)
+            if not wrong.any():
+                differs = np.zeros(len(blocks.data) + 1, dtype=np.int64)
+                np.cumsum(ordered.data != blocks.data, out=differs[1:])
+                wrong = differs[blocks.offsets[1:]] != differs[blocks.offsets[:-1]]
+            if wrong.any():
+                first = int(np.argmax(wrong))
+                check.problem(f"{name}: keys of tree and blocks differ, the first at code {first}")
+        columns = decode_keys(blocks, [DTYPES[check.registry.entity(entity).dtype] for entity in entities])
+        for entity, column in zip(entities, columns, strict=True):
+            fault = utf8_fault(column.heap) if column.heap is not None and column.dtype.name == "string" else None
+            if fault is not None:
+                check.problem(f"{name}, entity {entity}: {fault}")
+        if check.problem_count == before:
+            check.key_counts[number] = count
+
+
+def _joined(parts: list[Heap]) -> Heap:
+    if not parts:
+        return Heap.of([])
+    sizes = np.cumsum([0, *(int(part.offsets[-1]) for part in parts)])
+    offsets = [part.offsets[1:] + base for part, base in zip(parts, sizes[:-1], strict=True)]
+    return Heap(np.concatenate([np.zeros(1, np.int64), *offsets]), np.concatenate([part.data for part in parts]))
