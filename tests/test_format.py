@@ -1,0 +1,505 @@
+"""The bytes of the file: a golden file that every version must read, and a reader written from FORMAT.md alone.
+
+``golden/v1.fdb`` was made by `make_golden`, and ``golden/v1.expected.json`` by `expected_of`, which follows what
+`make_golden` puts in with a dict. Neither may change as long as format version 1 is read. To make them for
+a new version: ``PYTHONPATH=. python tests/test_format.py v2`` in the project's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgpack
+import numpy as np
+import pytest
+
+import featuredb as fdb
+from featuredb import limits
+
+GOLDEN = Path(__file__).parent / "golden"
+FORMAT_MD = Path(fdb.__file__).parent / "FORMAT.md"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+YEAR_1_US, YEAR_9999_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+NOON_US = 1_357_041_600_000_000  # 2013-01-01 12:00
+HOUR_US = 3_600_000_000
+
+INTS = {f"{sign}int{bits}": bits for sign in ("", "u") for bits in (8, 16, 32, 64)}
+RANGES = {
+    name: (0, 2**bits - 1) if name[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    for name, bits in INTS.items()
+}
+# Values of each dtype to go round, corners first; a null is put among them in `make_rows`.
+VALUES: dict[str, list[Any]] = {
+    "bool": [True, False],
+    **{name: [low, high, 1, 7] for name, (low, high) in RANGES.items()},
+    "float32": [-0.0, 1.5, float("inf"), 2.0**-126],
+    "float64": [0.1, float("-inf"), -0.0, 1.7976931348623157e308],
+    "string": ["", "a\x00b", "é😀", "plain"],
+    "bytes": [b"", b"\x00\x01\x02\xff", b"raw"],
+    "timestamp": [YEAR_1_US, YEAR_9999_US, -1, 0],
+}
+KEY_VALUES = {name: values for name, values in VALUES.items() if not name.startswith("float")}
+ITEMS = 600
+
+Row = dict[str, Any]
+
+
+# --- what is in the golden file -----------------------------------------------------------------
+
+
+def make_rows(features: dict[str, str], keys: list[Row], first: int, *, created: bool = False) -> list[Row]:
+    """A row for each of `keys`: an hour apart, values going round, every fifth value null."""
+    rows = []
+    for number, key in enumerate(keys, start=first):
+        row: Row = {**key, "event_timestamp": NOON_US + number * HOUR_US}
+        if created:
+            row["created_timestamp"] = row["event_timestamp"] + 5
+        for place, (name, dtype) in enumerate(features.items()):
+            values = VALUES[dtype]
+            row[name] = None if (number + place) % 5 == 4 else values[(number + place) % len(values)]
+        rows.append(row)
+    return rows
+
+
+EVERY = {f"f_{dtype}": dtype for dtype in VALUES}
+KEYED = {f"k_{dtype}": dtype for dtype in KEY_VALUES}
+PAIRS = {"amount": "float64", "note": "string", "old": "int16"}
+PAIRS_LATER = {"extra": "uint8", "amount": "float64", "note": "string"}
+NOTES = {"text": "string", "kind": "string", "nothing": "int8"}
+ENTITIES = {"user": "string", "day": "timestamp", "item": "int32", **KEYED}
+TABLES: dict[str, tuple[list[str], dict[str, str]]] = {
+    "every": (["item"], EVERY),
+    "keyed": (list(KEYED), {"n": "int64"}),
+    "pairs": (["user", "day"], PAIRS_LATER),
+    "notes": (["item"], NOTES),
+}
+
+
+def batches() -> Iterator[tuple[str, dict[str, str], list[Row]]]:
+    """What `make_golden` ingests, in order: table, its features at that time, rows."""
+    items = [{"item": number} for number in (3, -1, 2**31 - 1, 0, -(2**31), 8, 9, 10)]
+    yield "every", EVERY, make_rows(EVERY, items * 5, 0)
+    changed = make_rows(EVERY, items[:2], 0)
+    for row in changed:
+        row["f_int64"] = 1234567
+    late = [{**row, "event_timestamp": NOON_US - HOUR_US} for row in make_rows(EVERY, items[2:4], 50)]
+    yield "every", EVERY, [*make_rows(EVERY, items, 40), *changed, *late]
+
+    def turned(values: list[Any], by: int) -> Any:
+        return values[by % len(values)]
+
+    keys = [{f"k_{dtype}": turned(values, by) for dtype, values in KEY_VALUES.items()} for by in range(4)]
+    yield "keyed", {"n": "int64"}, make_rows({"n": "int64"}, keys, 0)
+    pairs = [{"user": user, "day": day} for user in ("", "a", "a\x00", "\x01", "é") for day in (-HOUR_US, 0)]
+    yield "pairs", PAIRS, make_rows(PAIRS, pairs, 0, created=True)
+    again = [
+        {**row, "created_timestamp": row["created_timestamp"] + 1}
+        for row in make_rows(PAIRS_LATER, pairs[:3], 0, created=True)
+    ]
+    yield "pairs", PAIRS_LATER, again
+    notes = make_rows(NOTES, [{"item": number} for number in range(ITEMS)], 0)
+    for number, row in enumerate(notes):
+        row["text"] = None if number % 50 == 49 else f"note {number} " + "é" * (number % 3)
+        row["kind"] = ("odd", "even", "")[number % 3]
+        row["nothing"] = None
+    yield "notes", NOTES, notes
+
+
+def make_golden(path: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make a file with every dtype, encoding, layout and kind of record; chunks are small, so that it has many."""
+    patch.setattr("featuredb.storage.segment.CHUNK_ROWS_MAX", 256)
+    patch.setattr("featuredb.storage.segment.CHUNK_BYTES_TARGET", 4096)
+
+    def define(name: str, features: dict[str, str], **options: Any) -> fdb.FeatureTable:
+        return fdb.FeatureTable(name, TABLES[name][0], [fdb.Feature(*one) for one in features.items()], **options)
+
+    source = fdb.FileSource("pairs.parquet", created_timestamp_column="created_timestamp")
+    labels = {"team": "ops"}
+    with fdb.open(path) as db:
+        db.apply([fdb.Entity(name, dtype, f"a {dtype}") for name, dtype in ENTITIES.items()])
+        db.apply(fdb.FeatureTable("gone", ["user"], [fdb.Feature("n", "int8")]))
+        db.ingest("gone", [{"user": "u", "event_timestamp": EPOCH, "n": 1}])
+        pairs = define("pairs", PAIRS, max_age=timedelta(days=2), batch_source=source, labels=labels)
+        db.apply([define("every", EVERY), define("keyed", {"n": "int64"}), pairs])
+        db.apply(define("notes", NOTES, online=False, description="history only"))
+        db.apply(fdb.FeatureService("model", ["every:f_int64", "pairs:amount"], labels, "two tables"))
+        db.delete_feature_table("gone")
+        for name, features, rows in batches():
+            if features is PAIRS_LATER:
+                db.apply(define("pairs", PAIRS_LATER, max_age=timedelta(days=2), batch_source=source, labels=labels))
+            dtypes = {**features, **ENTITIES, "event_timestamp": "timestamp", "created_timestamp": "timestamp"}
+            db.ingest(name, {column: [given(row[column], dtypes[column]) for row in rows] for column in rows[0]})
+        assert db.verify().ok
+
+
+def given(value: Any, dtype: str) -> Any:
+    """A value as it is handed to featuredb."""
+    return EPOCH + timedelta(microseconds=value) if dtype == "timestamp" and value is not None else value
+
+
+def shown(value: Any, dtype: str) -> Any:
+    """A value as JSON can hold it, exactly."""
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        return (value - EPOCH) // timedelta(microseconds=1)
+    if dtype.startswith("float"):
+        return float(value).hex()
+    return value.hex() if dtype == "bytes" else value
+
+
+def expected_of() -> dict[str, Any]:
+    """Live history rows in order, and online rows by key, of each table: key values, event, created, feature values."""
+    history: dict[str, dict[tuple[Any, ...], Row]] = {name: {} for name in TABLES}
+    for name, _, rows in batches():
+        for row in rows:
+            key = tuple(row[entity] for entity in TABLES[name][0])
+            history[name][key, row["event_timestamp"], row.get("created_timestamp")] = row
+    tables = {}
+    for name, (entities, features) in TABLES.items():
+        listed = []
+        for (key, event, created), row in history[name].items():
+            keys = [shown(value, ENTITIES[entity]) for entity, value in zip(entities, key, strict=True)]
+            listed.append([keys, event, created, [shown(row.get(one), dtype) for one, dtype in features.items()]])
+        listed.sort(key=in_total_order)
+        latest = {json.dumps(row[0]): row for row in listed}
+        tables[name] = {"history": listed, "online": [] if name == "notes" else list(latest.values())}
+    return tables
+
+
+def in_total_order(row: list[Any]) -> tuple[str, int, int]:
+    return json.dumps(row[0]), row[1], limits.ABSENT_US if row[2] is None else row[2]
+
+
+# --- a reader written from FORMAT.md ------------------------------------------------------------
+
+WIDTHS = {"bool": "?", "string": "<u4", "bytes": "<u4", "timestamp": "<i8",
+          **{name: f"<{name[0]}{bits // 8}" for name, bits in INTS.items()}, "float32": "<f4", "float64": "<f8"}  # fmt: skip
+EVENT, CREATED, COMMIT, CODES, STARTS, DEAD = range(0xFFFFFFF0, 0xFFFFFFF6)
+DATA, VALID, OFFSETS, BYTES = range(4)
+ABSENT = -(1 << 63)
+
+
+class TinyReader:
+    """Reads a whole file with lmdb, msgpack and numpy: FORMAT.md, section by section, as code."""
+
+    def __init__(self, path: Path) -> None:
+        with lmdb.open(str(path), subdir=False, readonly=True, lock=False, lib_version=0) as env, env.begin() as txn:
+            self.entries = {bytes(key): bytes(value) for key, value in txn.cursor()}
+
+    def under(self, prefix: bytes) -> dict[bytes, bytes]:
+        return {key[len(prefix) :]: value for key, value in self.entries.items() if key.startswith(prefix)}
+
+    def record(self, key: bytes) -> Any:
+        raw = self.entries[key]
+        assert zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little"), key
+        return msgpack.unpackb(raw[4:], raw=False)
+
+    def definitions(self, kind: bytes) -> dict[str, Any]:
+        return {name.decode(): self.record(b"d" + kind + name) for name in self.under(b"d" + kind)}
+
+    def commits(self) -> dict[int, list[Any]]:
+        return {int.from_bytes(key, "big"): self.record(b"c" + key) for key in self.under(b"c")}
+
+    def keys(self, space: int) -> list[bytes]:
+        """Key bytes by code, which the tree of keys must confirm."""
+        keys: list[bytes] = []
+        for block, raw in sorted(self.under(b"b" + struct.pack(">I", space)).items()):
+            assert int.from_bytes(block, "big") * 512 == len(keys)
+            assert zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little")
+            (count,) = struct.unpack_from("<I", raw, 4)
+            offsets = np.frombuffer(raw, "<u4", count + 1, 8).tolist()
+            data = raw[8 + 4 * (count + 1) :]
+            keys += [data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        tree = self.under(b"k" + struct.pack(">I", space))
+        assert tree == {key: struct.pack("<I", code) for code, key in enumerate(keys)}
+        return keys
+
+    def key_values(self, key: bytes, dtypes: list[str]) -> list[Any]:
+        values: list[Any] = []
+        for dtype in dtypes:
+            if dtype in ("string", "bytes"):
+                raw, _, key = key.partition(b"\0")
+                raw = re.sub(b"\x01([\x01\x02])", lambda match: bytes([match[1][0] - 1]), raw)
+                values.append(raw.decode() if dtype == "string" else raw.hex())
+                continue
+            width = np.dtype(WIDTHS[dtype]).itemsize
+            word, key = int.from_bytes(key[:width], "big"), key[width:]
+            signed = dtype == "timestamp" or dtype.startswith("int")
+            values.append(word - (1 << 8 * width - 1) if signed else bool(word) if dtype == "bool" else word)
+        assert key == b""
+        return values
+
+    def segment(self, table: int, ref: list[int]) -> "Segment":
+        number, crc, rows, version, dead_count, dead_crc = ref
+        key = struct.pack(">IQ", table, number)
+        assert zlib.crc32(self.entries[b"f" + key]) == crc
+        zone, columns = self.record(b"f" + key)
+        assert zone[0] == rows
+        dead = []
+        if dead_count:
+            raw = self.entries[b"h" + key + struct.pack(">IIB", DEAD, version, DATA)]
+            assert (len(raw), zlib.crc32(raw)) == (4 * dead_count, dead_crc)
+            dead = np.frombuffer(raw, "<i4").tolist()
+        return Segment(self, b"h" + key, zone, {column[0]: column[1:] for column in columns}, dead)
+
+    def online_row(self, table: dict[str, Any], raw: bytes) -> tuple[int, int, int, dict[int, Any]]:
+        crc, version, event, created, commit = struct.unpack_from("<IHqqQ", raw)
+        assert zlib.crc32(raw[4:]) == crc
+        layout = table["layouts"][version]
+        at = 30 + (len(layout) + 7) // 8
+        nulls = int.from_bytes(raw[30:at], "little")
+        end = at + sum(np.dtype(WIDTHS[dtype]).itemsize for _, dtype in layout)
+        values: dict[int, Any] = {}
+        for place, (feature, dtype) in enumerate(layout):
+            value = np.frombuffer(raw, WIDTHS[dtype], 1, at)[0]
+            at += np.dtype(WIDTHS[dtype]).itemsize
+            if dtype in ("string", "bytes"):
+                size = int(value)
+                value, end = raw[end : end + size], end + size
+            values[feature] = None if nulls >> place & 1 else plain(value, dtype)
+        assert end == len(raw)
+        return event, created, commit, values
+
+    def tables(self) -> dict[str, Any]:
+        """What `expected_of` gives."""
+        out = {}
+        for name, table in self.definitions(b"t").items():
+            keys = [self.key_values(key, table["key_dtypes"]) for key in self.keys(table["space"])]
+            history = []
+            _, refs = self.record(b"m" + struct.pack(">I", table["id"]))
+            for ref in refs:
+                segment = self.segment(table["id"], ref)
+                columns = [segment.feature(feature, dtype) for feature, _, dtype, _ in table["features"]]
+                codes, event, created = segment.codes(), segment.system(EVENT), segment.system(CREATED)
+                for row in set(range(segment.rows)) - set(segment.dead):
+                    values = [column[row] for column in columns]
+                    history.append([keys[codes[row]], event[row], none_if_absent(created[row]), values])
+            online = []
+            for key, raw in self.under(b"o" + struct.pack(">I", table["id"])).items():
+                event_us, created_us, _, values_by_id = self.online_row(table, raw)
+                values = [values_by_id.get(feature) for feature, *_ in table["features"]]
+                online.append([self.key_values(key, table["key_dtypes"]), event_us, none_if_absent(created_us), values])
+            out[name] = {
+                "history": sorted(history, key=in_total_order),
+                "online": sorted(online, key=in_total_order),
+            }
+        return out
+
+
+class Segment:
+    """One segment of `TinyReader`."""
+
+    def __init__(
+        self, reader: TinyReader, prefix: bytes, zone: list[int], columns: dict[int, list[Any]], dead: list[int]
+    ) -> None:
+        self.reader, self.prefix, self.columns, self.dead = reader, prefix, columns, dead
+        self.rows, *self.zone = zone
+
+    def chunk(self, column: int, chunk: int, part: int, dtype: str) -> np.ndarray[Any, Any] | None:
+        refs = {(one, which): (size, crc) for one, which, size, crc in self.columns[column][-1]}
+        if (chunk, part) not in refs:
+            return None
+        raw = self.reader.entries[self.prefix + struct.pack(">IIB", column, chunk, part)]
+        assert (len(raw), zlib.crc32(raw)) == refs[chunk, part]
+        return np.frombuffer(raw, dtype)
+
+    def chunks(self, column: int) -> range:
+        return range(-(-self.rows // self.columns[column][2]))
+
+    def system(self, column: int) -> list[int]:
+        dtype, encoding, _, _, constant, refs = self.columns[column]
+        if encoding == "constant":
+            return [constant] * self.rows
+        width = {"int64": "<i8", "int32": "<i4"}[dtype]
+        return [value for chunk in range(len(refs)) for value in self.chunk(column, chunk, DATA, width).tolist()]
+
+    def codes(self) -> list[int]:
+        codes, starts = self.system(CODES), self.system(STARTS)
+        if self.columns[CODES][1] == "constant":
+            codes = codes[:1]
+        assert codes == sorted(set(codes))
+        assert len(starts) == len(codes) + 1
+        found = [code for code, a, b in zip(codes, starts[:-1], starts[1:], strict=True) for _ in range(a, b)]
+        rows = list(zip(found, self.system(EVENT), self.system(CREATED), strict=True))
+        assert rows == sorted(set(rows))
+        event = self.system(EVENT)
+        assert self.zone == [min(event), max(event), min(codes), max(codes)]
+        return found
+
+    def feature(self, column: int, dtype: str) -> list[Any]:
+        if column not in self.columns or self.columns[column][1] == "null":
+            return [None] * self.rows
+        stored, encoding, chunk_rows, null_count, _, _ = self.columns[column]
+        assert stored == dtype
+        values: list[Any] = []
+        for chunk in self.chunks(column):
+            rows = min(chunk_rows, self.rows - chunk * chunk_rows)
+            if encoding == "plain":
+                part = list(self.chunk(column, chunk, DATA, WIDTHS[dtype]))
+            else:
+                heap = 0 if encoding == "dictionary" else chunk
+                offsets = self.chunk(column, heap, OFFSETS, "<u4").tolist()
+                data = self.chunk(column, heap, BYTES, "u1").tobytes()
+                part = [data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+            if encoding == "dictionary":
+                width = self.chunk(column, chunk, DATA, "u1").size // rows
+                part = [part[code] for code in self.chunk(column, chunk, DATA, f"<u{width}").tolist()]
+            assert len(part) == rows
+            bits = self.chunk(column, chunk, VALID, "u1")
+            valid = [True] * rows if bits is None else np.unpackbits(bits, bitorder="little")[:rows].tolist()
+            values += [plain(value, dtype) if is_valid else None for value, is_valid in zip(part, valid, strict=True)]
+        assert values.count(None) == null_count
+        return values
+
+
+def plain(value: Any, dtype: str) -> Any:
+    """A stored value as JSON holds it in the expectations."""
+    if dtype in ("string", "bytes"):
+        return value.decode() if dtype == "string" else value.hex()
+    return float(value).hex() if dtype.startswith("float") else value.item()
+
+
+def none_if_absent(created_us: int) -> int | None:
+    return None if created_us == ABSENT else created_us
+
+
+# --- tests --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    """A copy of the golden file, as opening may make a lock file beside it."""
+    return Path(shutil.copy(GOLDEN / "v1.fdb", tmp_path / "golden.fdb"))
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((GOLDEN / "v1.expected.json").read_text())
+    return found
+
+
+def test_the_golden_file_verifies_and_holds_every_kind_of_record(golden: Path) -> None:
+    entries = TinyReader(golden).entries
+    assert golden.stat().st_size < 200_000
+    with fdb.open(golden, read_only=True) as db:
+        report = db.verify()
+        assert report.ok, report
+        assert not report.differences
+        assert {table.name for table in db.list_feature_tables()} == set(TABLES)
+        assert db.get_feature_service("model").features == ("every:f_int64", "pairs:amount")
+        assert db.get_feature_table("pairs").max_age == timedelta(days=2)
+    staged = {limits.NS_STAGED}  # only while an ingest runs
+    namespaces = {value for name, value in vars(limits).items() if name.startswith("NS_")}
+    assert {key[:1] for key in entries} == namespaces - staged
+
+
+def test_featuredb_reads_the_golden_file_as_expected(golden: Path, expected: dict[str, Any]) -> None:
+    with fdb.open(golden, read_only=True) as db:
+        for name, (entities, features) in TABLES.items():
+            references = [f"{name}:{feature}" for feature in features]
+            newest = {(json.dumps(row[0]), row[1]): row for row in expected[name]["history"]}
+            rows = list(newest.values())
+            asked = {"event_timestamp": [given(row[1], "timestamp") for row in rows]}
+            asked |= {one: [of_json(row[0][i], ENTITIES[one]) for row in rows] for i, one in enumerate(entities)}
+            found = db.get_historical_features(asked, references).to_arrow().select(list(features)).to_pylist()
+            assert [[shown(row[one], dtype) for one, dtype in features.items()] for row in found] == [
+                r[3] for r in rows
+            ]
+            if name != "notes":
+                rows = expected[name]["online"]
+                keys = [{one: of_json(row[0][i], ENTITIES[one]) for i, one in enumerate(entities)} for row in rows]
+                online = db.get_online_features(references, keys, now=EPOCH).to_dict()
+                for place, (feature, dtype) in enumerate(features.items()):
+                    assert [shown(value, dtype) for value in online[feature]] == [row[3][place] for row in rows]
+
+
+def of_json(value: Any, dtype: str) -> Any:
+    return bytes.fromhex(value) if dtype == "bytes" else given(value, dtype)
+
+
+def test_a_reader_written_from_the_specification_reads_the_golden_file(golden: Path, expected: dict[str, Any]) -> None:
+    reader = TinyReader(golden)
+    assert reader.tables() == expected
+    record = reader.record(b"a")
+    assert (record["magic"], record["version"]) == ("featuredb", 1)
+    commits = reader.commits()
+    assert list(commits) == list(range(1, len(commits) + 1))
+    assert [commits[number][1] for number in commits].count("ingest") == 1 + len(list(batches()))
+    assert list(reader.definitions(b"e")) == sorted(ENTITIES)
+
+
+def test_the_golden_file_has_every_encoding(golden: Path) -> None:
+    reader = TinyReader(golden)
+    columns = [column for key in reader.under(b"f") for column in reader.record(b"f" + key)[1]]
+    assert {column[2] for column in columns} == {"plain", "constant", "null", "dictionary", "heap"}
+    assert {part for column in columns for _, part, _, _ in column[-1]} == {DATA, VALID, OFFSETS, BYTES}
+    assert max(chunk for column in columns for chunk, *_ in column[-1]) >= 2
+    table = reader.definitions(b"t")["pairs"]
+    versions = {
+        struct.unpack_from("<H", raw, 4)[0] for raw in reader.under(b"o" + struct.pack(">I", table["id"])).values()
+    }
+    assert versions == {0, 1}
+    manifests = [reader.record(b"m" + key) for key in reader.under(b"m")]
+    assert {len(refs) for _, refs in manifests} == {1, 2}
+    assert any(ref[4] for _, refs in manifests for ref in refs), "no segment has replaced rows"
+
+
+def test_what_is_written_today_is_what_the_specification_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[str, Any]
+) -> None:
+    make_golden(tmp_path / "fresh.fdb", monkeypatch)
+    assert TinyReader(tmp_path / "fresh.fdb").tables() == expected
+    assert expected == expected_of()
+
+
+@pytest.mark.parametrize("name", [name for name in vars(limits) if name.startswith("NS_")])
+def test_the_specification_names_every_namespace(name: str) -> None:
+    assert re.search(rf"^\| `{getattr(limits, name).decode()}` .*\| `{name}` ", FORMAT_MD.read_text(), re.MULTILINE)
+
+
+def test_the_specification_names_every_bound_on_what_is_stored() -> None:
+    text = FORMAT_MD.read_text()
+    for name in ("KEY_BYTES_MAX", "KEYS_PER_BLOCK", "ENTITIES_MAX", "SEGMENT_ROWS_MAX", "CHUNK_BYTES_MAX"):
+        assert f"{getattr(limits, name):,}" in text, name
+    for value in (limits.TIMESTAMP_MIN_US, limits.TIMESTAMP_MAX_US, limits.ABSENT_US):
+        assert str(value) in text
+
+
+def examples() -> list[tuple[bytes, bytes]]:
+    """Keys and values of the examples in FORMAT.md: lines of bytes in hex, after ``key`` and ``value``."""
+    found = []
+    for block in re.findall(r"^```hex\n(.*?)^```", FORMAT_MD.read_text(), re.MULTILINE | re.DOTALL):
+        # What follows two spaces explains the bytes.
+        lines = [line.split("  ")[0] for line in block.splitlines()]
+        key, _, value = " ".join(lines).removeprefix("key ").partition(" value ")
+        found.append((bytes.fromhex(key), bytes.fromhex(value)))
+    return found
+
+
+def test_every_example_of_the_specification_is_in_the_golden_file(golden: Path) -> None:
+    entries = TinyReader(golden).entries
+    shown_of = {key[:1] for key, _ in examples()}
+    assert shown_of == {key[:1] for key in entries}
+    for key, value in examples():
+        assert entries[key] == value, key
+
+
+if __name__ == "__main__":
+    version = sys.argv[1]
+    GOLDEN.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        make_golden(GOLDEN / f"{version}.fdb", patch)
+    (GOLDEN / f"{version}.fdb-lock").unlink(missing_ok=True)
+    lines = json.dumps(expected_of(), ensure_ascii=True).replace("]], [[", "]],\n[[")
+    (GOLDEN / f"{version}.expected.json").write_text(lines + "\n")
