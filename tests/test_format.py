@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,8 @@ def in_total_order(row: list[Any]) -> tuple[str, int, int]:
 # --- a reader written from FORMAT.md ------------------------------------------------------------
 
 WIDTHS = {"bool": "?", "string": "<u4", "bytes": "<u4", "timestamp": "<i8",
-          **{name: f"<{name[0]}{bits // 8}" for name, bits in INTS.items()}, "float32": "<f4", "float64": "<f8"}  # fmt: skip
+          "float32": "<f4", "float64": "<f8",
+          **{name: f"<{name[0]}{bits // 8}" for name, bits in INTS.items()}}  # fmt: skip
 EVENT, CREATED, COMMIT, CODES, STARTS, DEAD = range(0xFFFFFFF0, 0xFFFFFFF6)
 DATA, VALID, OFFSETS, BYTES = range(4)
 ABSENT = -(1 << 63)
@@ -220,7 +222,7 @@ class TinyReader:
             (count,) = struct.unpack_from("<I", raw, 4)
             offsets = np.frombuffer(raw, "<u4", count + 1, 8).tolist()
             data = raw[8 + 4 * (count + 1) :]
-            keys += [data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+            keys += [data[a:b] for a, b in pairwise(offsets)]
         tree = self.under(b"k" + struct.pack(">I", space))
         assert tree == {key: struct.pack("<I", code) for code, key in enumerate(keys)}
         return keys
@@ -240,7 +242,7 @@ class TinyReader:
         assert key == b""
         return values
 
-    def segment(self, table: int, ref: list[int]) -> "Segment":
+    def segment(self, table: int, ref: list[int]) -> Segment:
         number, crc, rows, version, dead_count, dead_crc = ref
         key = struct.pack(">IQ", table, number)
         assert zlib.crc32(self.entries[b"f" + key]) == crc
@@ -351,7 +353,7 @@ class Segment:
                 heap = 0 if encoding == "dictionary" else chunk
                 offsets = self.chunk(column, heap, OFFSETS, "<u4").tolist()
                 data = self.chunk(column, heap, BYTES, "u1").tobytes()
-                part = [data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+                part = [data[a:b] for a, b in pairwise(offsets)]
             if encoding == "dictionary":
                 width = self.chunk(column, chunk, DATA, "u1").size // rows
                 part = [part[code] for code in self.chunk(column, chunk, DATA, f"<u{width}").tolist()]
@@ -465,11 +467,13 @@ def test_what_is_written_today_is_what_the_specification_says(
 
 @pytest.mark.parametrize("name", [name for name in vars(limits) if name.startswith("NS_")])
 def test_the_specification_names_every_namespace(name: str) -> None:
-    assert re.search(rf"^\| `{getattr(limits, name).decode()}` .*\| `{name}` ", FORMAT_MD.read_text(), re.MULTILINE)
+    assert re.search(
+        rf"^\| `{getattr(limits, name).decode()}` .*\| `{name}` ", FORMAT_MD.read_text(encoding="utf-8"), re.MULTILINE
+    )
 
 
 def test_the_specification_names_every_bound_on_what_is_stored() -> None:
-    text = FORMAT_MD.read_text()
+    text = FORMAT_MD.read_text(encoding="utf-8")
     for name in ("KEY_BYTES_MAX", "KEYS_PER_BLOCK", "ENTITIES_MAX", "SEGMENT_ROWS_MAX", "CHUNK_BYTES_MAX"):
         assert f"{getattr(limits, name):,}" in text, name
     for value in (limits.TIMESTAMP_MIN_US, limits.TIMESTAMP_MAX_US, limits.ABSENT_US):
@@ -479,7 +483,7 @@ def test_the_specification_names_every_bound_on_what_is_stored() -> None:
 def examples() -> list[tuple[bytes, bytes]]:
     """Keys and values of the examples in FORMAT.md: lines of bytes in hex, after ``key`` and ``value``."""
     found = []
-    for block in re.findall(r"^```hex\n(.*?)^```", FORMAT_MD.read_text(), re.MULTILINE | re.DOTALL):
+    for block in re.findall(r"^```hex\n(.*?)^```", FORMAT_MD.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         # What follows two spaces explains the bytes.
         lines = [line.split("  ")[0] for line in block.splitlines()]
         key, _, value = " ".join(lines).removeprefix("key ").partition(" value ")
