@@ -67,9 +67,12 @@ def check_log(check: Check) -> None:
     """Commits count from 1 without gaps, and their times increase."""
     before_us: int | None = None
     for key, value in check.txn.scan(NS_COMMIT):
+        if len(key) != 9:
+            check.problem(f"the key {bytes(key).hex()} is none of a commit")
+            continue
         number = int.from_bytes(key[1:], "big")
         check.commits += 1
-        if len(key) != 9 or number != check.last_commit + 1:
+        if number != check.last_commit + 1:
             check.problem(f"commit {check.last_commit + 1} is missing from the log; the next is {number}")
         check.last_commit = number
         with check.guarded():

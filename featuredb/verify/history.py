@@ -88,7 +88,7 @@ def _check_segment(check: Check, table: StoredTable, ref: SegmentRef, reader: Se
         dead = reader.dead()
         check.chunks += len(dead) > 0
         if np.any(dead[1:] <= dead[:-1]) or (len(dead) and not 0 <= dead[0] <= dead[-1] < info.rows):
-            check.problem("its list of replaced rows is out of order or range", **where)
+            check.problem("its list of replaced rows is out of order or range", **where, column="replaced rows")
 
 
 def _expect_chunks(check: Check, reader: SegmentReader) -> None:

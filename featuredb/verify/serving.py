@@ -25,7 +25,7 @@ from featuredb.storage.segment import COMMIT
 from featuredb.verify.report import Check
 from featuredb.verify.values import value_faults
 
-_UNKNOWN, _OTHER, _OFFLINE, _ONLINE = range(4)
+_OFFLINE, _ONLINE = "ingest offline", "ingest online"
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _History:
     codes: NDArray[np.int32]
     event: NDArray[np.int64]
     created: NDArray[np.int64]
-    commit: NDArray[np.int64]
+    commit: NDArray[np.uint64]
     columns: dict[str, Column]
     served: NDArray[np.bool_]
 
@@ -99,14 +99,13 @@ class _Comparer:
         self._check = check
         self._table = table
         self._history = _read_history(check, table)
-        self._kinds = np.full(check.last_commit + 1, _UNKNOWN, dtype=np.uint8)
-        for number, operation in check.operations.items():
-            self._kinds[number] = {"ingest offline": _OFFLINE, "ingest online": _ONLINE}.get(operation, _OTHER)
+        self._logged = np.array(list(check.operations), dtype=np.uint64)
+        self._operations = np.array(list(check.operations.values()), dtype=np.str_)
 
-    def _loaded_by(self, commits: NDArray[np.int64], kind: int) -> NDArray[np.bool_]:
-        """Whether commits loaded only that side; those whose log record is damaged may have."""
-        known = np.where((commits >= 0) & (commits < len(self._kinds)), commits, 0)
-        return np.isin(self._kinds[known], (_UNKNOWN, kind))
+    def _loaded_by(self, commits: NDArray[np.uint64], operation: str) -> NDArray[np.bool_]:
+        """Whether commits are of that operation; one whose log record is damaged may be."""
+        logged = np.isin(commits, self._logged)
+        return ~logged | np.isin(commits, self._logged[self._operations == operation])
 
     def _tell(self, what: str, keys: Heap, apart: NDArray[np.bool_]) -> None:
         """Report `keys`, as a difference where they were loaded `apart`, else as a problem."""
@@ -129,7 +128,7 @@ class _Comparer:
 
         history = self._history
         places = history.places(codes)
-        commit = rows.commit.astype(np.int64)
+        commit = rows.commit
         self.skip(codes)
         alone = np.flatnonzero(places < 0)
         what = "it has an online value and no rows of history"
@@ -170,7 +169,7 @@ def _read_history(check: Check, table: StoredTable) -> _History:
     from featuredb.offline.materialize import latest, latest_columns
 
     codes, found = latest(check.txn, check.cache, table, None, None)
-    commit = np.zeros(len(codes), dtype=np.int64)
+    commit = np.zeros(len(codes), dtype=np.uint64)
     for number, reader in enumerate(found.readers):
         at = np.flatnonzero(found.segment == number)
         commit[at] = reader.read_system(COMMIT)[found.position[at]]
