@@ -13,11 +13,11 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from featuredb.errors import ClosedError, DefinitionError, InputError, ReadOnlyError
+from featuredb.errors import ClosedError, DefinitionError, FileError, InputError, ReadOnlyError
 from featuredb.limits import QUERIES_HELD_MAX, WRITE_TIMEOUT_SECONDS
 from featuredb.online.index import OnlineIndex
 from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, read_rows
-from featuredb.schema import Definition, Entity, FeatureService, FeatureTable
+from featuredb.schema import Definition, Entity, FeatureService, FeatureTable, Source
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
 from featuredb.storage.log import Commit, append_commit, commits, last_commit
 from featuredb.storage.manifest import drop_table, read_manifest
@@ -28,6 +28,7 @@ from featuredb.storage.registry import (
     apply_changes,
     delete_service,
     delete_table,
+    listed,
     read_registry,
     registry_state,
     write_registry,
@@ -97,6 +98,10 @@ def open_database(
     """
     if durability not in ("full", "relaxed"):
         raise InputError(f"durability must be 'full' or 'relaxed', not {durability!r}")
+    if not isinstance(path, str | os.PathLike):
+        raise FileError(f"path must be a str or a path, not {path!r}")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0:
+        raise InputError(f"timeout must be a number of seconds, not {timeout!r}")
     folder = None
     if os.fspath(path) == ":memory:":
         if read_only:
@@ -225,7 +230,7 @@ class Database:
             Lists everything that is refused: a changed dtype, changed entities of a table, unknown
             entities, references that do not resolve.
         """
-        objects = [objects] if isinstance(objects, Entity | FeatureTable | FeatureService) else list(objects)
+        objects = listed(objects)
 
         def work(txn: WriteTxn) -> list[Change]:
             old = read_registry(txn)
@@ -333,7 +338,8 @@ class Database:
         """Load rows into a feature table: history, online values and the log in one commit.
 
         Data has the column names of the table's batch source (its timestamp columns and field mapping);
-        without a source, ``event_timestamp`` and, if present, ``created_timestamp``. Other columns are
+        without a source, ``event_timestamp`` and, if present, ``created_timestamp``. A source given as
+        data names its own columns. Other columns are
         ignored. Rows with the key, event and created timestamp of a stored row replace it; ingesting
         the same data twice changes nothing.
 
@@ -386,10 +392,13 @@ class Database:
             raise InputError(
                 f"feature table {table!r} is not kept online; define it with online=True, or use to='both'"
             )
-        given = open_table(self._source(stored) if data is None else data, f"data for feature table {table!r}")
+        if data is None:
+            data = self._source(stored)
+        given = open_table(data, f"data for feature table {table!r}")
         with self._writer(), reporter(progress, table) as report_progress:
             with self._snapshot() as (_, registry):
                 stored = registry.table(table)
+            source = data if isinstance(data, Source) else stored.definition.batch_source
             ingest = Ingest(
                 self._env,
                 self._cache,
@@ -400,7 +409,7 @@ class Database:
                 durable=self._durable,
             )
             try:
-                report = ingest.run(given, start_us, end_us, report_progress)
+                report = ingest.run(given, source, start_us, end_us, report_progress)
             except BaseException:
                 from featuredb.storage.manifest import discard_staged
 
@@ -452,7 +461,10 @@ class Database:
             if tables is None:
                 chosen = [table for table in registry.tables.values() if table.definition.online]
             else:
-                chosen = [registry.table(name) for name in ([tables] if isinstance(tables, str) else tables)]
+                names = [tables] if isinstance(tables, str) else tables
+                if not isinstance(names, Iterable):
+                    raise InputError(f"tables must be names of feature tables, not {tables!r}")
+                chosen = [registry.table(name) for name in names]
             offline = [table.name for table in chosen if not table.definition.online]
             if offline:
                 raise InputError(f"feature table {', '.join(offline)} is not kept online; define it with online=True")
@@ -499,7 +511,8 @@ class Database:
             Reserved for retrieval without an entity dataframe.
         known_at : timestamp or str, optional
             Use only rows with a created timestamp up to this time, or up to that of a column of the
-            entity dataframe; rows without one count by the time of the commit that ingested them.
+            entity dataframe; rows without one count by the time of the commit that ingested them (a row
+            that was replaced: of the commit that replaced it, for the values it had before are gone).
         full_feature_names : bool
             Name columns ``table__feature``.
         include_event_timestamps : bool
@@ -547,11 +560,12 @@ class Database:
     ) -> OnlineQuery:
         if isinstance(features, FeatureService):
             features = features.features
-        key = ((features,) if isinstance(features, str) else tuple(features), full_feature_names)
+        names = (features,) if isinstance(features, str) or not isinstance(features, Iterable) else tuple(features)
+        key = (tuple(map(str, names)), full_feature_names)
         held = self._queries.get(key)
         if held is not None and held[0] is registry:
             return held[1]
-        references = registry.references(features)
+        references = registry.references(features if isinstance(features, str) else names)
         hidden = sorted({table.name for table, _ in references if not table.definition.online})
         if hidden:
             raise DefinitionError(f"feature table {', '.join(hidden)} is not kept online; define it with online=True")

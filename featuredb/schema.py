@@ -246,6 +246,8 @@ class FeatureTable:
         check_name(self.name, where)
         if isinstance(self.entities, str) or isinstance(self.features, Feature):
             raise DefinitionError(f"{where}: entities and features are lists; put the single one in brackets")
+        if not isinstance(self.entities, Iterable) or not isinstance(self.features, Iterable):
+            raise DefinitionError(f"{where}: entities and features must be lists, not None or a single value")
         entities = tuple(entity.name if isinstance(entity, Entity) else entity for entity in self.entities)
         features = tuple(self.features)
         _set(self, entities=entities, features=features, labels=_check_labels(self.labels, where))
@@ -275,6 +277,8 @@ class FeatureTable:
         if self.max_age is not None:
             if not isinstance(self.max_age, timedelta):
                 yield f"max_age must be a datetime.timedelta or None, not {self.max_age!r}"
+            elif getattr(self.max_age, "nanoseconds", 0):
+                yield f"max_age must be whole microseconds, not {self.max_age!r}; round it"
             elif self.max_age <= timedelta(0):
                 yield f"max_age must be longer than zero, not {self.max_age}; use None for no limit"
             elif self.max_age // timedelta(microseconds=1) > TIMESTAMP_MAX_US - TIMESTAMP_MIN_US:
@@ -361,8 +365,11 @@ class FeatureService:
         references = tuple(self.features)
         if not references:
             raise DefinitionError(f"{where}: has no feature; name at least one")
-        for reference in references:
-            split_reference(reference, where)
+        try:
+            for reference in references:
+                split_reference(reference)
+        except DefinitionError as error:
+            raise DefinitionError(f"{where}: {error}") from None
         twice = sorted({reference for reference in references if references.count(reference) > 1})
         if twice:
             raise DefinitionError(f"{where}: {', '.join(map(repr, twice))} stands more than once; remove the repeats")
@@ -372,10 +379,10 @@ class FeatureService:
 Definition = Entity | FeatureTable | FeatureService
 
 
-def split_reference(reference: object, where: str) -> tuple[str, str]:
+def split_reference(reference: object) -> tuple[str, str]:
     """``"table:feature"`` as (table, feature), or a `DefinitionError`."""
     if isinstance(reference, str):
         table, colon, feature = reference.partition(":")
         if colon and _NAME.fullmatch(table) and _NAME.fullmatch(feature):
             return table, feature
-    raise DefinitionError(f"{where}: {reference!r} is not a feature reference; write 'table:feature'")
+    raise DefinitionError(f"{reference!r} is not a feature reference; write 'table:feature'")

@@ -140,7 +140,7 @@ def get(
 def _entities(db: Database, wanted: str | Sequence[str]) -> dict[str, str]:
     """The entities of the features asked for, with their dtypes."""
     references = db.get_feature_service(wanted).features if isinstance(wanted, str) else wanted
-    tables = dict.fromkeys(split_reference(reference, "-f")[0] for reference in references)
+    tables = dict.fromkeys(split_reference(reference)[0] for reference in references)
     names = dict.fromkeys(name for table in tables for name in db.get_feature_table(table).entities)
     return {name: db.get_entity(name).dtype for name in names}
 

@@ -25,7 +25,7 @@ from featuredb.offline.rows import concat_rows, last_of_each, same_rows, sort_ro
 from featuredb.offline.search import Found, Gatherer, Query, chunks_to_search, event_chunk, system_chunk
 from featuredb.online.index import OnlineIndex
 from featuredb.progress import Report
-from featuredb.schema import DTYPES
+from featuredb.schema import DTYPES, Source
 from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.log import append_commit, last_commit
@@ -178,8 +178,21 @@ class Ingest:
         self._latest: Rows | None = None
         self._latest_keys: Heap | None = None
 
-    def run(self, given: TableInput, start_us: int | None, end_us: int | None, progress: Report) -> IngestReport:
-        """Ingest `given`; raises `InputError` with every problem and changes nothing if it is not usable."""
+    def run(
+        self,
+        given: TableInput,
+        source: Source | None,
+        start_us: int | None,
+        end_us: int | None,
+        progress: Report,
+    ) -> IngestReport:
+        """Ingest `given`, whose columns `source` names; changes nothing if it is not usable.
+
+        Raises
+        ------
+        InputError
+            Lists every problem of the data.
+        """
         began = time.perf_counter()
         with self._env.read() as txn:
             last = last_commit(txn)
@@ -188,14 +201,15 @@ class Ingest:
         before = 0 if last is None else last.id
         commit_id = before + 1
         subject = f"data for feature table {self._table.name!r}"
-        columns, problems = source_columns(self._table, given)
-        if problems:
+        columns, problems = source_columns(self._table, given, source)
+        # No rows and no columns, such as an empty list of dicts, is nothing to load.
+        if problems and (given.names or given.rows != 0):
             raise input_error(subject, problems)
         rejections, outcomes, whole = _Rejections(), _Outcome([], {}, None, None), list[Problem]()
         read = outside = 0
         pending: Prepared | None = None
         batch_rows = INGEST_BATCH_ROWS if given.native is None else INGEST_MEMORY_ROWS
-        for frame in given.batches(columns.names, batch_rows):
+        for frame in given.batches(columns.names, batch_rows) if not problems else ():
             prepared, rejected, wrong, used = prepare(self._table, columns, frame, read)
             whole.extend(problem for problem in wrong if problem not in whole)
             rejections.add(rejected, int(len(used) - np.count_nonzero(used)))
@@ -360,17 +374,20 @@ class Ingest:
             positions = positions[at]
             same = same_rows(rows.take(at).columns, self._stored_values(reader, positions), len(at))
             kept[at[same]] = False
-            replaced = positions[~same & ~np.isin(positions, dead)]
+            was_dead = _in_sorted(positions, dead)
+            replaced = positions[~same & ~was_dead]
             if own:
                 outcome.repeated += len(at)
                 outcome.ingested -= len(replaced)
                 revived = positions[:0]
             else:
                 outcome.unchanged += int(np.count_nonzero(same))
-                revived = positions[same & np.isin(positions, dead)]
+                revived = positions[same & was_dead]
                 outcome.replaced += len(replaced) - len(revived)
             if len(replaced) or len(revived):
-                outcome.dead[ref.id] = np.union1d(np.setdiff1d(dead, revived), replaced).astype(np.int32)
+                alive = np.isin(dead, revived, invert=True, kind="sort") if len(revived) else slice(None)
+                # Sorted already but for its end, which a merge sort makes use of.
+                outcome.dead[ref.id] = np.sort(np.concatenate([dead[alive], replaced]), kind="stable")
             if ref.id in outcome.dead and len(outcome.dead[ref.id]) == len(before):
                 del outcome.dead[ref.id]  # all of them live again
         return rows if kept.all() else rows.take(kept)
@@ -422,5 +439,14 @@ def find_stored(reader: SegmentReader, rows: Rows, dead: NDArray[np.int32]) -> N
             out[part],
         )
     if len(dead):
-        out[np.isin(out, dead)] = -1
+        out[_in_sorted(out, dead)] = -1
     return out
+
+
+def _in_sorted(positions: NDArray[np.int32], held: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Whether each position is in the sorted `held`: a bisection each, so that a few cost little."""
+    if not len(held):
+        return np.zeros(len(positions), dtype=np.bool_)
+    place = np.minimum(np.searchsorted(held, positions), len(held) - 1)
+    found: NDArray[np.bool_] = held[place] == positions
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from featuredb.columns import Column, Heap
 from featuredb.errors import Problem
 from featuredb.frames import Frame, RowProblems, TableInput, as_column
 from featuredb.limits import ABSENT_US, KEY_BYTES_MAX, REJECTIONS_KEPT_MAX
-from featuredb.schema import DTYPES
+from featuredb.schema import DTYPES, Source
 from featuredb.storage.keys import encode_keys, too_long
 from featuredb.storage.registry import StoredTable
 
@@ -45,9 +45,12 @@ class Prepared:
         return len(self.event)
 
 
-def source_columns(table: StoredTable, given: TableInput) -> tuple[SourceColumns, list[Problem]]:
-    """Where the table's columns are in the data, and what is missing."""
-    definition = table.definition
+def source_columns(table: StoredTable, given: TableInput, source: Source | None) -> tuple[SourceColumns, list[Problem]]:
+    """Where the table's columns are in the data, and what is missing.
+
+    `source` names the columns: the one given to ``ingest``, else the table's own, else none.
+    """
+    definition = replace(table.definition, batch_source=source)
     created = definition.created_timestamp_column
     if definition.batch_source is None and "created_timestamp" in given.names:
         created = "created_timestamp"
@@ -62,13 +65,19 @@ def source_columns(table: StoredTable, given: TableInput) -> tuple[SourceColumns
         roles[created] = "created timestamp"
     roles |= {column: f"entity {name!r}" for name, column in columns.entities.items()}
     roles |= {column: f"feature {name!r}" for name, column in columns.features.items()}
+    return columns, missing_columns(given, roles, "data")
+
+
+def missing_columns(given: TableInput, roles: Mapping[str, str], what: str) -> list[Problem]:
+    """A problem for each column of `roles` (name to what it is for) that the table lacks, with its remedy."""
     has = ", ".join(map(repr, given.names[:30])) or "no columns"
-    problems = [
-        Problem(f"missing ({roles[name]}); the data has {has}", column=name)
-        for name in columns.names
-        if name not in given.names
-    ]
-    return columns, problems
+    problems = []
+    for name, role in roles.items():
+        if name in given.index_names:
+            problems.append(Problem(f"missing ({role}): it is an index; call reset_index() first", column=name))
+        elif name not in given.names:
+            problems.append(Problem(f"missing ({role}); the {what} has {has}", column=name))
+    return problems
 
 
 def prepare(
@@ -82,11 +91,14 @@ def prepare(
     rejected: list[RowProblems] = []
     problems: list[Problem] = []
 
+    unusable: set[str] = set()
+
     def convert(name: str, dtype_name: str) -> Column:
         result = as_column(frame.column(name), DTYPES[dtype_name], name, text=frame.text)
         rejected.extend(result.rejected)
         if result.problem is not None:
             problems.append(result.problem)
+            unusable.add(name)
         return result.column
 
     dtypes = dict(zip(table.definition.entities, table.key_dtypes, strict=True))
@@ -94,11 +106,13 @@ def prepare(
     event = convert(columns.event, "timestamp")
     created = None if columns.created is None else convert(columns.created, "timestamp")
     features = {f.name: convert(columns.features[f.name], f.dtype) for f in table.definition.features}
-    for name, key in keys.items():
-        rejected.extend(_nulls(key, columns.entities[name], "a null entity key; leave the row out", rejected))
-    rejected.extend(_nulls(event, columns.event, "a null event timestamp; leave the row out", rejected))
+    required = {column: (keys[name], "entity key") for name, column in columns.entities.items()}
+    required[columns.event] = (event, "event timestamp")
     if created is not None and columns.created is not None:
-        rejected.extend(_nulls(created, columns.created, "a null created timestamp; leave the row out", rejected))
+        required[columns.created] = (created, "created timestamp")
+    for name, (column, what) in required.items():
+        if name not in unusable:
+            rejected.extend(_nulls(column, name, f"a null {what}; leave the row out", rejected))
     used = np.ones(frame.rows, dtype=np.bool_)
     for problem in rejected:
         used[problem.rows] = False

@@ -18,6 +18,7 @@ from featuredb.frames import Frame, TableInput, as_column, as_us, concat_natives
 from featuredb.frames.write import EntityFrame, ParquetWriter
 from featuredb.limits import ABSENT_US, JOIN_BATCH_ROWS
 from featuredb.offline.dictionary import KeyDictionary
+from featuredb.offline.prepare import missing_columns
 from featuredb.offline.search import Gatherer, Query, make_query, search, with_max_age
 from featuredb.schema import DTYPES, FeatureService
 from featuredb.storage.env import ReadTxn
@@ -270,12 +271,7 @@ class TrainingSet:
         roles[self._event_column] = "event timestamp; name it with event_timestamp_column"
         if isinstance(self._known_at, str):
             roles[self._known_at] = "known_at"
-        has = ", ".join(map(repr, self._given.names[:30])) or "no columns"
-        problems = [
-            Problem(f"missing ({role}); the entity dataframe has {has}", column=name)
-            for name, role in roles.items()
-            if name not in self._given.names
-        ]
+        problems = missing_columns(self._given, roles, "entity dataframe")
         if problems:
             raise input_error(_SUBJECT, problems)
         return list(roles)
@@ -284,6 +280,7 @@ class TrainingSet:
         last = last_commit(txn)
         self._commit_id = 0 if last is None else last.id
         selection = self._select(registry)
+        self._check(selection)  # definitions may have changed since the set was made
         return Joiner(txn, self._cache, self._dictionary_of, selection, self._event_column, self._known_at)
 
     def _compute(self) -> tuple[EntityFrame, dict[str, Column]]:

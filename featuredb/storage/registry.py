@@ -87,6 +87,8 @@ class Registry:
             features = self.service(features)
         if isinstance(features, FeatureService):
             features = features.features
+        if not isinstance(features, Iterable):
+            raise DefinitionError(f"features must be a feature service or a list of 'table:feature', not {features!r}")
         asked = [features] if isinstance(features, str) else list(features)
         if not asked:
             raise DefinitionError("features: no feature was asked for; name a feature service or 'table:feature'")
@@ -94,7 +96,7 @@ class Registry:
         missing = False
         for reference in asked:
             try:
-                table_name, feature = split_reference(reference, "features")
+                table_name, feature = split_reference(reference)
                 table = self.table(table_name)
                 if feature not in table.feature_ids:
                     raise NotFoundError(_missing_feature(table, feature))
@@ -103,7 +105,8 @@ class Registry:
                 missing = missing or isinstance(error, NotFoundError)
                 problems.append(str(error))
         if problems:
-            raise (NotFoundError if missing else DefinitionError)("; ".join(problems))
+            text = problems[0] if len(problems) == 1 else f"{len(problems)} problems\n  - " + "\n  - ".join(problems)
+            raise (NotFoundError if missing else DefinitionError)(f"features: {text}")
         twice = sorted({reference for reference in asked if asked.count(reference) > 1})
         if twice:
             raise DefinitionError(f"features: {', '.join(map(repr, twice))} is asked for more than once; ask once")
@@ -231,7 +234,7 @@ def _service_record(service: FeatureService) -> dict[str, Any]:
 
 def apply_changes(registry: Registry, objects: Definition | Iterable[Definition]) -> tuple[Registry, list[Change]]:
     """The registry after applying `objects`, and what changes; a `DefinitionError` lists every refusal."""
-    definitions = [objects] if isinstance(objects, Entity | FeatureTable | FeatureService) else list(objects)
+    definitions = listed(objects)
     problems: list[str] = []
     changes: list[Change] = []
     seen: set[tuple[type, str]] = set()
@@ -255,6 +258,15 @@ def apply_changes(registry: Registry, objects: Definition | Iterable[Definition]
     if problems:
         raise DefinitionError("nothing was applied: " + "; ".join(problems))
     return registry, changes
+
+
+def listed(objects: Definition | Iterable[Definition]) -> list[Definition]:
+    """The definitions given, one or several, as a list."""
+    if isinstance(objects, Entity | FeatureTable | FeatureService):
+        return [objects]
+    if not isinstance(objects, Iterable):
+        raise DefinitionError(f"apply takes Entity, FeatureTable and FeatureService objects, not {objects!r}")
+    return list(objects)
 
 
 def _kind(definition: Definition) -> str:
