@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
+from numpy.typing import NDArray
 
 from featuredb.columns import Heap
+from featuredb.errors import CorruptionError
 from featuredb.limits import FORMAT_MAGIC, FORMAT_VERSION, NS_COMMIT, NS_FORMAT, NS_KEY
+from featuredb.online.index import BATCH_ROWS
 from featuredb.schema import DTYPES
 from featuredb.storage.keys import decode_keys
 from featuredb.storage.keyspace import KeySpace
@@ -36,6 +41,9 @@ def check_registry(check: Check) -> bool:
         return False
     registry = check.registry
     ids = [*registry.spaces.values(), *(table.id for table in registry.tables.values())]
+    if not all(type(number) is int for number in (*ids, registry.next_id)):
+        check.problem("a number of a table or key space is not an integer")
+        return False
     if len(set(ids)) != len(ids) or max(ids, default=0) >= registry.next_id or min(ids, default=1) < 1:
         check.problem("the numbers of tables and key spaces are not distinct, or would be given out again")
     for table in registry.tables.values():
@@ -90,15 +98,9 @@ def check_key_space(check: Check, entities: tuple[str, ...], number: int) -> Non
     with check.guarded(name):
         blocks = _joined(list(KeySpace(number).blocks(check.txn)))
         prefix = NS_KEY + number.to_bytes(4, "big")
-        entries = list(check.txn.scan(prefix))
-        tree = Heap.of([bytes(key[len(prefix) :]) for key, _ in entries])
         count = len(blocks)
         check.entity_keys += count
-        raw = b"".join([value for _, value in entries])
-        if len(raw) != 4 * len(entries):
-            check.problem(f"{name}: a code is not 4 bytes long")
-            return
-        codes = np.frombuffer(raw, dtype="<u4")
+        tree, codes = _read_tree(check, prefix)
         # Keys of the tree are distinct, so if it holds each code once and its keys in that order are
         # those of the blocks, the two agree both ways.
         if len(codes) != count or not np.array_equal(np.sort(codes), np.arange(count)):
@@ -120,6 +122,20 @@ def check_key_space(check: Check, entities: tuple[str, ...], number: int) -> Non
                 check.problem(f"{name}, entity {entity}: {fault}")
         if check.problem_count == before:
             check.key_counts[number] = count
+
+
+def _read_tree(check: Check, prefix: bytes) -> tuple[Heap, NDArray[np.uint32]]:
+    """Keys and codes of the tree entries of a key space, in key order."""
+    keys, codes = list[Heap](), [np.zeros(0, dtype=np.uint32)]
+    entries = check.txn.scan(prefix)
+    # In batches: the garbage collector walks all views that are held.
+    while batch := list(islice(entries, BATCH_ROWS)):
+        keys.append(Heap.of([bytes(key[len(prefix) :]) for key, _ in batch]))
+        values = [value for _, value in batch]
+        if set(map(len, values)) != {4}:
+            raise CorruptionError("a code of the tree is not 4 bytes long")
+        codes.append(np.frombuffer(b"".join(values), dtype="<u4"))
+    return _joined(keys), np.concatenate(codes)
 
 
 def _joined(parts: list[Heap]) -> Heap:
