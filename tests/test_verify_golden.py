@@ -18,6 +18,7 @@ import pytest
 import featuredb as fdb
 from featuredb.offline.merge import live_dtypes, read_rows
 from featuredb.storage.env import ReadTxn, WriteTxn
+from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.manifest import read_manifest, segment_key, write_manifest
 from featuredb.storage.records import pack, unpack
 from featuredb.storage.registry import StoredTable, read_registry
@@ -326,3 +327,16 @@ def test_damage_to_one_table_hides_none_of_another(golden: fdb.Database) -> None
     report = golden.verify()
     assert {finding.table for finding in report.problems} == {"keyed", "pairs", "every"}
     assert report.online_keys == len(entries(golden, b"o"))
+
+
+@pytest.mark.parametrize("code", [b"\xff" * 4, b"", b"\x00" * 5])
+def test_a_code_that_cannot_be_one_is_refused_where_it_is_read(golden: fdb.Database, code: bytes) -> None:
+    one = stored(golden, "keyed")
+    key = next(iter(entries(golden, b"k" + one.space_id.to_bytes(4, "big"))))
+    put(golden, key, code)
+    with (
+        pytest.raises(fdb.CorruptionError, match=f"a code of key space {one.space_id} is damaged"),
+        golden._env.read() as txn,
+    ):
+        KeySpace(one.space_id).lookup(txn, [key[5:]])
+    assert "key space" in str(golden.verify())

@@ -60,7 +60,11 @@ class KeySpace:
     def lookup(self, txn: ReadTxn, keys: Sequence[bytes]) -> NDArray[np.int32]:
         """The code of each key, -1 where unknown."""
         found = txn.get_many([self._key_prefix + key for key in keys])
-        known = {bytes(key[5:]): int.from_bytes(value, "little") for key, value in found}
+        raw = b"".join([value for _, value in found])
+        stored = np.frombuffer(raw if len(raw) == 4 * len(found) else b"\xff" * 4, dtype="<u4")
+        if len(stored) and stored.max() >= ENTITIES_MAX:
+            raise CorruptionError(f"a code of key space {self.id} is damaged; restore the file from a backup")
+        known = dict(zip([bytes(key[5:]) for key, _ in found], stored.tolist(), strict=True))
         return np.fromiter((known.get(key, -1) for key in keys), dtype=np.int32, count=len(keys))
 
     def append(self, txn: WriteTxn, keys: Heap) -> NDArray[np.int32]:
