@@ -38,6 +38,14 @@ class Heap:
         np.cumsum(np.fromiter(map(len, values), dtype=np.int64, count=len(values)), out=offsets[1:])
         return Heap(offsets, np.frombuffer(b"".join(values), dtype=np.uint8))
 
+    @staticmethod
+    def concat(parts: Sequence[Heap]) -> Heap:
+        """The entries of the parts, one part after the other."""
+        sizes = np.cumsum([0, *(int(part.offsets[-1]) for part in parts)])
+        offsets = [np.zeros(1, dtype=np.int64)]
+        offsets += [part.offsets[1:] + base for part, base in zip(parts, sizes[:-1], strict=True)]
+        return Heap(np.concatenate(offsets), np.concatenate([part.data for part in parts]))
+
     def take(self, places: NDArray[Any]) -> Heap:
         """A heap of the entries at `places`, in that order."""
         places = np.asarray(places)
@@ -120,10 +128,7 @@ def concat(parts: Sequence[Column]) -> Column:
         return Column(dtype, np.concatenate([part.data for part in parts]), valid)
     heaps = [part.heap for part in parts if part.heap is not None]
     entries = np.cumsum([0, *map(len, heaps)])
-    sizes = np.cumsum([0, *(int(heap.offsets[-1]) for heap in heaps)])
-    offsets = [np.zeros(1, dtype=np.int64)]
-    offsets += [heap.offsets[1:] + base for heap, base in zip(heaps, sizes[:-1], strict=True)]
-    heap = Heap(np.concatenate(offsets), np.concatenate([heap.data for heap in heaps]))
+    heap = Heap.concat(heaps)
     data = np.concatenate([part.data + base for part, base in zip(parts, entries[:-1], strict=True)])
     data = data.astype(dtype.numpy)
     return Column(dtype, data if valid is None else np.where(valid, data, 0).astype(dtype.numpy), valid, heap)

@@ -6,21 +6,22 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from featuredb.errors import ClosedError, DefinitionError, FileError, InputError, ReadOnlyError
-from featuredb.limits import QUERIES_HELD_MAX, WRITE_TIMEOUT_SECONDS
+from featuredb.errors import ClosedError, DefinitionError, FeatureDBError, FileError, InputError, ReadOnlyError
+from featuredb.limits import MEMORY_MAP_SIZE_BYTES, QUERIES_HELD_MAX, WRITE_TIMEOUT_SECONDS
 from featuredb.online.index import OnlineIndex
 from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, read_rows
 from featuredb.schema import Definition, Entity, FeatureService, FeatureTable, Source
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
 from featuredb.storage.log import Commit, append_commit, commits, last_commit
-from featuredb.storage.manifest import drop_table, read_manifest
+from featuredb.storage.manifest import discard_staged, drop_table, read_manifest
 from featuredb.storage.registry import (
     Change,
     Registry,
@@ -102,19 +103,21 @@ def open_database(
         raise FileError(f"path must be a str or a path, not {path!r}")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0:
         raise InputError(f"timeout must be a number of seconds, not {timeout!r}")
-    folder = None
-    if os.fspath(path) == ":memory:":
+    folder, map_bytes = None, None
+    path = os.fsdecode(path)
+    if path == ":memory:":
         if read_only:
             raise InputError("':memory:' is always new: it cannot be opened read-only")
         folder = tempfile.mkdtemp(prefix="featuredb-")
-        path = os.path.join(folder, "memory.fdb")
+        path, map_bytes, durability = os.path.join(folder, "memory.fdb"), MEMORY_MAP_SIZE_BYTES, "relaxed"
+    durable = durability == "full"
     try:
-        env = open_env(path, create=create and not read_only, readonly=read_only, durable=durability == "full")
+        env = open_env(path, create=create and not read_only, readonly=read_only, durable=durable, map_bytes=map_bytes)
     except BaseException:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Database(env, read_only=read_only, durable=durability == "full", timeout=timeout, folder=folder)
+    return Database(env, read_only=read_only, durable=durable, timeout=timeout, folder=folder)
 
 
 class Database:
@@ -128,12 +131,13 @@ class Database:
         self._read_only = read_only
         self._durable = durable
         self._timeout = timeout
-        self._folder = folder
         self._cache = SegmentCache()
         self._dictionaries: dict[int, KeyDictionary] = {}
         self._definitions: tuple[bytes, Registry] | None = None
         self._queries: dict[tuple[tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
         self._closed = False
+        # Closes a database that was dropped without close(), at the latest when the process ends.
+        self._release = weakref.finalize(self, _release, env, folder, os.getpid())
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -156,12 +160,8 @@ class Database:
 
     def close(self) -> None:
         """Close the file. Closing twice is allowed; any other use afterwards raises `ClosedError`."""
-        if self._closed:
-            return
         self._closed = True
-        self._env.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._release()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -189,8 +189,6 @@ class Database:
         if self._read_only:
             raise ReadOnlyError(f"{self.path} was opened read-only; open it with read_only=False to write")
         with self._env.writer(self._timeout):
-            from featuredb.storage.manifest import discard_staged
-
             discard_staged(self._env)
             yield
 
@@ -411,11 +409,12 @@ class Database:
             try:
                 report = ingest.run(given, source, start_us, end_us, report_progress)
             except BaseException:
-                from featuredb.storage.manifest import discard_staged
-
                 discard_staged(self._env)
                 raise
-            merge(self._env, self._cache, stored, durable=self._durable)
+            # The rows are committed: what fails from here on, such as a full disk, must not deny that. Segments
+            # that stay unmerged are merged by a later ingest.
+            with suppress(FeatureDBError, MemoryError):
+                merge(self._env, self._cache, stored, durable=self._durable)
         return report
 
     def _source(self, table: StoredTable) -> Any:
@@ -678,7 +677,9 @@ class Database:
             If `path` exists or cannot be written.
         """
         self._check_open()
-        self._env.copy(os.fspath(path), compact=True)
+        if not isinstance(path, str | os.PathLike):
+            raise FileError(f"path must be a str or a path, not {path!r}")
+        self._env.copy(os.fsdecode(path), compact=True)
 
     def compact(self) -> None:
         """Merge every table's segments, so that replaced rows are gone; free pages are used again."""
@@ -689,6 +690,13 @@ class Database:
                 chosen = [table for table in registry.tables.values() if read_manifest(txn, table.id).segments]
             for table in chosen:
                 merge_all(self._env, self._cache, table, durable=self._durable)
+
+
+def _release(env: Env, folder: str | None, pid: int) -> None:
+    """Close a database; in memory, remove its folder. A forked child leaves what is its parent's alone."""
+    env.close()
+    if folder is not None and os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ FORMAT_VERSION: Final = 1
 # Virtual address space only: the file grows as pages are written. Halved until the system grants it.
 MAP_SIZE_BYTES: Final = 1 << 40
 MAP_SIZE_MIN_BYTES: Final = 1 << 26
+# For databases in memory, of which a notebook may leave hundreds open: address space is finite.
+MEMORY_MAP_SIZE_BYTES: Final = 1 << 30
 READERS_MAX: Final = 1022
 WRITE_TIMEOUT_SECONDS: Final = 60.0
 
@@ -32,7 +34,6 @@ NAME_CHARS_MAX: Final = 128
 TABLES_MAX: Final = 100_000
 FEATURES_PER_TABLE_MAX: Final = 4096
 ENTITIES_PER_TABLE_MAX: Final = 16
-DEFINITION_BYTES_MAX: Final = 1 << 24
 
 # --- keys and values --------------------------------------------------------------------------
 # LMDB allows 511 bytes; the prefix of a key takes 5.
@@ -45,6 +46,8 @@ TIMESTAMP_MIN_US: Final = -62_135_596_800_000_000
 TIMESTAMP_MAX_US: Final = 253_402_300_799_999_999
 # An absent created timestamp is older than any; as an event timestamp in a result it means "no row".
 ABSENT_US: Final = -(1 << 63)
+# When a replaced row "becomes known": later than any time that can be asked for.
+NEVER_US: Final = (1 << 63) - 1
 
 # --- segments ---------------------------------------------------------------------------------
 CHUNK_BYTES_TARGET: Final = 1 << 22

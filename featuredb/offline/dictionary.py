@@ -74,9 +74,7 @@ class KeyDictionary:
         block, used = divmod(known, KEYS_PER_BLOCK)
         heaps = list(self._space.blocks(txn, block))
         parts = [self._keys, heaps[0].take(np.arange(used, len(heaps[0]))), *heaps[1:]]
-        sizes = np.cumsum([0, *(int(part.offsets[-1]) for part in parts)])
-        offsets = [np.zeros(1, np.int64), *(p.offsets[1:] + base for p, base in zip(parts, sizes[:-1], strict=True))]
-        keys = Heap(np.concatenate(offsets), np.concatenate([part.data for part in parts]))
+        keys = Heap.concat(parts)
         slots, first = self._slots, known
         if 2 * len(keys) > len(slots):
             slots, first = _table(2 * len(keys)), 0

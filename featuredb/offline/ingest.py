@@ -20,8 +20,9 @@ from featuredb.frames import RowProblems, TableInput
 from featuredb.limits import INGEST_BATCH_ROWS, INGEST_MEMORY_ROWS, REJECTIONS_KEPT_MAX
 from featuredb.offline import kernels
 from featuredb.offline.dictionary import KeyDictionary, factorize
+from featuredb.offline.latest import Latest
 from featuredb.offline.prepare import Prepared, prepare, source_columns, within
-from featuredb.offline.rows import concat_rows, last_of_each, same_rows, sort_rows
+from featuredb.offline.rows import last_of_each, same_rows, sort_rows
 from featuredb.offline.search import Found, Gatherer, Query, chunks_to_search, event_chunk, system_chunk
 from featuredb.online.index import OnlineIndex
 from featuredb.progress import Report
@@ -130,8 +131,7 @@ class _Outcome:
 
     segments: list[SegmentRef]
     dead: dict[int, NDArray[np.int32]]
-    latest: Rows | None
-    latest_keys: Heap | None
+    latest: Latest
     ingested: int = 0
     unchanged: int = 0
     repeated: int = 0
@@ -175,8 +175,7 @@ class Ingest:
         # Positions that this call replaces, by segment. Only the commit may write them: until then
         # readers use the dead lists that the manifest names.
         self._dead: dict[int, NDArray[np.int32]] = {}
-        self._latest: Rows | None = None
-        self._latest_keys: Heap | None = None
+        self._latest = Latest()
 
     def run(
         self,
@@ -205,7 +204,7 @@ class Ingest:
         # No rows and no columns, such as an empty list of dicts, is nothing to load.
         if problems and (given.names or given.rows != 0):
             raise input_error(subject, problems)
-        rejections, outcomes, whole = _Rejections(), _Outcome([], {}, None, None), list[Problem]()
+        rejections, outcomes, whole = _Rejections(), _Outcome([], {}, Latest()), list[Problem]()
         read = outside = 0
         pending: Prepared | None = None
         batch_rows = INGEST_BATCH_ROWS if given.native is None else INGEST_MEMORY_ROWS
@@ -257,7 +256,7 @@ class Ingest:
 
     def _take(self, outcome: _Outcome, total: _Outcome) -> None:
         self._segments, self._dead = tuple(outcome.segments), outcome.dead
-        self._latest, self._latest_keys = outcome.latest, outcome.latest_keys
+        self._latest = outcome.latest
         for name in ("ingested", "unchanged", "repeated", "replaced", "nbytes"):
             setattr(total, name, getattr(total, name) + getattr(outcome, name))
 
@@ -267,12 +266,13 @@ class Ingest:
         def work(txn: WriteTxn) -> tuple[_Outcome, int, int]:
             outcome = self._add(txn, batch, commit_id, staged=False)
             updated = 0
-            if outcome.latest is not None and outcome.latest_keys is not None:
-                rows = outcome.latest
+            latest = outcome.latest.fold()
+            if latest is not None:
+                rows, keys = latest
                 names = {number: name for name, number in self._table.feature_ids.items()}
                 columns = {names[number]: column for number, column in rows.columns.items()}
                 index = OnlineIndex(self._table)
-                updated = index.update(txn, outcome.latest_keys, rows.event, rows.created, commit_id, columns)
+                updated = index.update(txn, keys, rows.event, rows.created, commit_id, columns)
             ingested = total.ingested + outcome.ingested
             changed = updated > 0 or (ingested > 0 and self._to != "online")
             if not changed:
@@ -300,7 +300,7 @@ class Ingest:
 
     def _add(self, txn: WriteTxn, batch: Prepared, commit_id: int, *, staged: bool) -> _Outcome:
         """Sort a batch, drop what history already holds, write the rest as a segment."""
-        outcome = _Outcome(list(self._segments), dict(self._dead), self._latest, self._latest_keys)
+        outcome = _Outcome(list(self._segments), dict(self._dead), self._latest)
         if not len(batch):
             return outcome
         codes, number, distinct = self._codes(txn, batch.keys)
@@ -308,7 +308,8 @@ class Ingest:
         rows, order = sort_rows(Rows(codes, batch.event, batch.created, commit, batch.columns))
         outcome.repeated = len(batch) - len(rows)
         if self._to != "offline" and self._table.definition.online:
-            self._keep_latest(outcome, rows, number[order], distinct)
+            last = last_of_each(rows.codes)
+            outcome.latest = self._latest.add(rows.take(last), distinct.take(number[order[last]]))
         if self._to == "online":
             outcome.ingested = len(rows)
             return outcome
@@ -333,27 +334,6 @@ class Ingest:
         if len(new):
             codes[new] = self._space.append(txn, distinct.take(new))
         return codes[number], number, distinct
-
-    def _keep_latest(self, outcome: _Outcome, rows: Rows, number: NDArray[np.int32], distinct: Heap) -> None:
-        """Fold the batch's latest row of each key into those of the call so far."""
-        last = last_of_each(rows.codes)
-        latest, keys = rows.take(last), distinct.take(number[last])
-        if outcome.latest is not None and outcome.latest_keys is not None:
-            both = concat_rows([outcome.latest, latest])
-            heaps = [outcome.latest_keys, keys]
-            offsets = np.concatenate([heaps[0].offsets, heaps[1].offsets[1:] + heaps[0].offsets[-1]])
-            joined = Heap(offsets, np.concatenate([heap.data for heap in heaps]))
-            merged, order = sort_rows(both)
-            last = last_of_each(merged.codes)
-            latest, keys = merged.take(last), joined.take(order[last])
-        outcome.latest = Rows(
-            latest.codes,
-            latest.event,
-            latest.created,
-            latest.commit,
-            {feature: column.compact() for feature, column in latest.columns.items()},
-        )
-        outcome.latest_keys = keys
 
     def _settle(self, txn: WriteTxn, outcome: _Outcome, rows: Rows) -> Rows:
         """The rows that history lacks; stored rows that they replace are marked dead.

@@ -284,14 +284,14 @@ def asof(
     times,
     oldest,
     known_us,
-    known_commit,
     segment_codes,
     segment_starts,
     first,
     event,
     created,
-    commit,
-    dead,
+    knowledge,
+    block_min,
+    superblock_min,
     segment,
     best_event,
     best_created,
@@ -301,16 +301,17 @@ def asof(
     """As-of search of one chunk of a segment: the greatest row in (event, created) with event <= time.
 
     The entity rows are sorted by code. Row i asks for event in oldest[i] <= event <= times[i]; with
-    `known_us` (else empty) only for rows created by known_us[i], or, without a created timestamp,
-    committed by known_commit[i]. `event` is the chunk, whose first row has position `first`; `created`
-    and `commit` are the chunk's, or hold one value for all; `dead` is empty or a flag a row. The best_
-    arrays are improved where this chunk has a greater row. Binary search within the entity's slice
-    (kdb+ `aj` and the Polars as-of kernel search likewise): O(log rows) a row.
+    `known_us` (else empty) only for rows known by known_us[i]. `event` is the chunk, whose first row has
+    position `first`; `created` is the chunk's, or one value for all. `knowledge` is empty, or when each row
+    became known: greater than any time for a replaced one; `block_min` and `superblock_min` are its minima
+    over each 64 and each 4096 rows, so that rows not yet known are stepped over in blocks. The best_ arrays
+    are improved where this chunk has a greater row. Binary search within the entity's slice (kdb+ `aj` and
+    the Polars as-of kernel search likewise): O(log rows) a row.
     """
     stop = first + len(event)
-    filtered = len(known_us) > 0 or len(dead) > 0
+    filtered = len(knowledge) > 0
     one_created = len(created) == 1
-    one_commit = len(commit) == 1
+    limit = np.int64(2**63 - 2)
     entity = 0
     for i in range(len(codes)):
         entity = _find_code(segment_codes, codes[i], entity)
@@ -330,17 +331,15 @@ def asof(
                 high = middle
         place = low - 1
         if filtered:
-            while place >= slice_start and event[place] >= oldest[i]:
-                if len(dead) == 0 or not dead[place]:
-                    if len(known_us) == 0:
-                        break
-                    made = created[0] if one_created else created[place]
-                    if made != np.int64(-(2**63)):
-                        if made <= known_us[i]:
-                            break
-                    elif (commit[0] if one_commit else commit[place]) <= known_commit[i]:
-                        break
-                place -= 1
+            if len(known_us) > 0:
+                limit = known_us[i]
+            while place >= slice_start and event[place] >= oldest[i] and knowledge[place] > limit:
+                if place & 4095 == 4095 and superblock_min[place >> 12] > limit:
+                    place -= 4096
+                elif place & 63 == 63 and block_min[place >> 6] > limit:
+                    place -= 64
+                else:
+                    place -= 1
         if place < slice_start or event[place] < oldest[i]:
             continue
         made = created[0] if one_created else created[place]

@@ -18,7 +18,16 @@ from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.manifest import SegmentRef, drop_segment, read_manifest, write_manifest
 from featuredb.storage.registry import StoredTable
-from featuredb.storage.segment import COMMIT, CREATED, EVENT, Rows, SegmentCache, SegmentReader, write_segment
+from featuredb.storage.segment import (
+    COMMIT,
+    CREATED,
+    EVENT,
+    SYSTEM_COLUMNS,
+    Rows,
+    SegmentCache,
+    SegmentReader,
+    write_segment,
+)
 
 # Segments below this are of one size class: rewriting them costs no more than the commit itself.
 _TIER_ROWS_MIN = 4096
@@ -96,8 +105,15 @@ def merge_all(env: Env, cache: SegmentCache, table: StoredTable, *, durable: boo
             groups.append([])
         groups[-1].append(ref)
     for group in groups:
-        if len(group) > 1 or any(ref.dead_count for ref in group):
+        if len(group) > 1 or any(ref.dead_count or _outdated(env, cache, table, ref) for ref in group):
             env.write(lambda txn: _merge_round(txn, cache, table, group), durable=durable)  # noqa: B023
+
+
+def _outdated(env: Env, cache: SegmentCache, table: StoredTable, ref: SegmentRef) -> bool:
+    """Whether the segment holds features that have been removed."""
+    with env.read() as txn:
+        stored = cache.reader(txn, table.id, ref).info.columns.keys()
+    return bool(stored - live_dtypes(table).keys() - SYSTEM_COLUMNS)
 
 
 def _merge_round(txn: WriteTxn, cache: SegmentCache, table: StoredTable, chosen: Sequence[SegmentRef]) -> None:

@@ -7,15 +7,15 @@ verification all use these two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Column, Heap, concat
-from featuredb.limits import ABSENT_US
+from featuredb.columns import Column, Heap
+from featuredb.limits import ABSENT_US, NEVER_US
 from featuredb.offline import kernels
 from featuredb.offline.rows import order_by_code
 from featuredb.offline.threads import over_rows
@@ -30,8 +30,8 @@ class Query:
     """What to search for, sorted by code.
 
     Row ``i`` asks for the greatest row of ``codes[i]`` with ``oldest[i] <= event <= times[i]``, and if
-    ``known_us`` is not empty, known by ``known_us[i]`` (for rows without a created timestamp:
-    committed by ``known_commit[i]``). ``rows[i]`` is where the answer belongs in a result of `rows_out` rows.
+    ``known_us`` is not empty, known by ``known_us[i]``: by their created timestamp or, without one, by
+    ``commit_times[commit]``. ``rows[i]`` is where the answer belongs in a result of `rows_out` rows.
     """
 
     codes: NDArray[np.int32]
@@ -40,7 +40,7 @@ class Query:
     rows: NDArray[np.int64]
     rows_out: int
     known_us: NDArray[np.int64] = field(default_factory=lambda: _NO_TIMES)
-    known_commit: NDArray[np.int64] = field(default_factory=lambda: _NO_TIMES)
+    commit_times: NDArray[np.int64] = field(default_factory=lambda: _NO_TIMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,14 @@ def make_query(
     times: NDArray[np.int64],
     usable: NDArray[np.bool_],
     known_us: NDArray[np.int64] = _NO_TIMES,
-    known_commit: NDArray[np.int64] = _NO_TIMES,
+    commit_times: NDArray[np.int64] = _NO_TIMES,
 ) -> Query:
     """A query of the `usable` rows with a known code, without a limit of age."""
     rows = np.flatnonzero(usable & (codes >= 0))
     rows = rows[order_by_code(codes[rows])]
-    known = (known_us[rows], known_commit[rows]) if len(known_us) else (_NO_TIMES, _NO_TIMES)
+    known = known_us[rows] if len(known_us) else _NO_TIMES
     oldest = np.full(len(rows), ABSENT_US + 1, dtype=np.int64)
-    return Query(codes[rows], times[rows], oldest, rows, len(codes), *known)
+    return Query(codes[rows], times[rows], oldest, rows, len(codes), known, commit_times)
 
 
 def with_max_age(query: Query, max_age_us: int | None) -> Query:
@@ -89,7 +89,7 @@ def with_max_age(query: Query, max_age_us: int | None) -> Query:
         return query
     # A longer age than the range of timestamps is no limit, and would overflow.
     oldest = query.times - min(max_age_us, 1 << 60)
-    return Query(query.codes, query.times, oldest, query.rows, query.rows_out, query.known_us, query.known_commit)
+    return replace(query, oldest=oldest)
 
 
 def prunable(reader: SegmentReader, query: Query) -> bool:
@@ -161,10 +161,10 @@ def _search_segment(number: int, reader: SegmentReader, found: Found) -> None:
     for chunk, first, begin, end in chunks_to_search(reader, index, query.codes):
         event = event_chunk(reader, chunk)
         created = system_chunk(reader, CREATED, chunk)
-        commit = system_chunk(reader, COMMIT, chunk) if known else frozen(_NO_TIMES)
-        flags = np.zeros(len(event) if len(dead) else 0, dtype=np.bool_)
-        if len(dead):
-            flags[dead[np.searchsorted(dead, first) : np.searchsorted(dead, first + len(event))] - first] = True
+        commit = system_chunk(reader, COMMIT, chunk) if known else _NO_TIMES
+        here = dead[np.searchsorted(dead, first) : np.searchsorted(dead, first + len(event))] - first
+        knowledge = _knowledge(query, len(event), created, commit, here)
+        minima = (_minima(knowledge, 64), _minima(knowledge, 4096))
 
         def work(start: int, stop: int) -> None:
             part = slice(begin + start, begin + stop)  # noqa: B023 (called before the loop goes on)
@@ -173,13 +173,12 @@ def _search_segment(number: int, reader: SegmentReader, found: Found) -> None:
                 query.times[part],
                 query.oldest[part],
                 query.known_us[part] if known else _NO_TIMES,
-                query.known_commit[part] if known else _NO_TIMES,
                 *index,
                 first,  # noqa: B023
                 event,  # noqa: B023
                 created,  # noqa: B023
-                commit,  # noqa: B023
-                flags,  # noqa: B023
+                knowledge,  # noqa: B023
+                *minima,  # noqa: B023
                 number,
                 found.event[part],
                 found.created[part],
@@ -188,6 +187,24 @@ def _search_segment(number: int, reader: SegmentReader, found: Found) -> None:
             )
 
         over_rows(end - begin, work)
+
+
+def _knowledge(
+    query: Query, rows: int, created: NDArray[np.int64], commit: NDArray[np.int64], dead: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """When each row of a chunk became known; empty if every row counts."""
+    if not len(query.known_us) and not len(dead):
+        return _NO_TIMES
+    knowledge = np.full(rows, ABSENT_US, dtype=np.int64)
+    if len(query.known_us):
+        knowledge[:] = np.where(created == ABSENT_US, query.commit_times[commit], created)
+    knowledge[dead] = NEVER_US
+    return knowledge
+
+
+def _minima(values: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+    """The least of each `step` values."""
+    return np.minimum.reduceat(values, np.arange(0, len(values), step)) if len(values) else values
 
 
 class Gatherer:
@@ -230,8 +247,7 @@ class Gatherer:
         if not dtype.is_variable:
             return Column(dtype, out, None if valid.all() else valid)
         out[~valid] = 0
-        parts = [Column(dtype, np.zeros(0, dtype=np.int32), None, heap) for heap in heaps]
-        return Column(dtype, out, None if valid.all() else valid, concat(parts).heap)
+        return Column(dtype, out, None if valid.all() else valid, Heap.concat(heaps))
 
     def _gather_part(
         self,

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from featuredb.offline.search import Gatherer, Query, make_query, search, with_m
 from featuredb.schema import DTYPES, FeatureService
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import encode_keys, too_long
-from featuredb.storage.log import last_commit, last_commit_known_at
+from featuredb.storage.log import commit_times, last_commit
 from featuredb.storage.manifest import read_manifest
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache
@@ -117,9 +118,9 @@ class Joiner:
         """The output columns for one batch of entity rows, in its order."""
         keys, times, known = self._read(frame, first_row)
         usable = np.ones(frame.rows, dtype=np.bool_) if times.valid is None else times.valid
-        known_us = known_commit = np.zeros(0, dtype=np.int64)
+        known_us = times_of_commits = np.zeros(0, dtype=np.int64)
         if known is not None:
-            known_us, known_commit = self._known(known)
+            known_us, times_of_commits = known.data, self._commit_times
             usable = usable if known.valid is None else usable & known.valid
         queries: dict[int, Query] = {}
         gatherers: dict[int, Gatherer] = {}
@@ -127,7 +128,7 @@ class Joiner:
         for table in self._selection.tables:
             if table.space_id not in queries:
                 codes = self._codes(table, keys, frame.rows)
-                queries[table.space_id] = make_query(codes, times.data, usable, known_us, known_commit)
+                queries[table.space_id] = make_query(codes, times.data, usable, known_us, times_of_commits)
             query = with_max_age(queries[table.space_id], table.definition.max_age_us)
             found = search(self._readers[table.id], query)
             gatherers[table.id] = Gatherer(found)
@@ -167,11 +168,9 @@ class Joiner:
             raise input_error(_SUBJECT, problems)
         return keys, times, known
 
-    def _known(self, known: Column) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each row the time it knows up to, and the last commit made by then."""
-        moments, place = np.unique(known.data, return_inverse=True)
-        commits = np.array(last_commit_known_at(self._txn, moments.tolist()), dtype=np.int64)
-        return known.data, commits[place]
+    @cached_property
+    def _commit_times(self) -> NDArray[np.int64]:
+        return np.array(commit_times(self._txn), dtype=np.int64)
 
     def _codes(self, table: StoredTable, keys: Mapping[str, Column], rows: int) -> NDArray[np.int32]:
         """The code of each row's key, -1 where it is null, unknown or too long to be stored."""

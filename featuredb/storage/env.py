@@ -295,7 +295,9 @@ _registry: dict[tuple[int, int], Core] = {}
 _registry_lock = threading.RLock()
 
 
-def open_env(path: str | os.PathLike[str], *, create: bool, readonly: bool, durable: bool) -> Env:
+def open_env(
+    path: str | os.PathLike[str], *, create: bool, readonly: bool, durable: bool, map_bytes: int | None = None
+) -> Env:
     """Open a file, or share it if this process has it open already.
 
     Parameters
@@ -307,6 +309,8 @@ def open_env(path: str | os.PathLike[str], *, create: bool, readonly: bool, dura
         Refuse writes through this handle.
     durable : bool
         Commits through this handle survive power loss.
+    map_bytes : int, optional
+        Address space to begin with, `limits.MAP_SIZE_BYTES` if left out. It grows when the file does.
 
     Returns
     -------
@@ -328,7 +332,7 @@ def open_env(path: str | os.PathLike[str], *, create: bool, readonly: bool, dura
         core = _shared(path)
         if core is None:
             datafile.check(path, _verify)
-            core = _shared(path) or _open_core(path, readonly=readonly, durable=durable)
+            core = _shared(path) or _open_core(path, readonly=readonly, durable=durable, map_bytes=map_bytes)
             _registry[core.key] = core
         elif core.readonly and not readonly:
             raise FileError(f"{path}: is open read-only in this process, as it was not writable; close it first")
@@ -365,7 +369,7 @@ def _create(path: str) -> None:
             os.unlink(temporary)
 
 
-def _open_core(path: str, *, readonly: bool, durable: bool) -> Core:
+def _open_core(path: str, *, readonly: bool, durable: bool, map_bytes: int | None) -> Core:
     try:
         fd, writable = os.open(path, os.O_RDWR | os.O_CLOEXEC), True
     except OSError as error:
@@ -373,7 +377,7 @@ def _open_core(path: str, *, readonly: bool, durable: bool) -> Core:
             raise datafile.file_error(path, error, "opened for writing") from error
         fd, writable = os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
     try:
-        engine = _open_engine(path, writable=writable, readonly=readonly, durable=durable)
+        engine = _open_engine(path, writable, readonly, durable, map_bytes or limits.MAP_SIZE_BYTES)
         with contextlib.suppress(lmdb.Error):
             engine.reader_check()
         found = os.fstat(fd)
@@ -383,12 +387,11 @@ def _open_core(path: str, *, readonly: bool, durable: bool) -> Core:
         raise
 
 
-def _open_engine(path: str, *, writable: bool, readonly: bool, durable: bool) -> Any:
+def _open_engine(path: str, writable: bool, readonly: bool, durable: bool, map_bytes: int) -> Any:
     # A file that can be written is opened so even for a reader: a later writer of this process must share it.
     ways = [{"readonly": False, "lock": True}] if writable else []
     if readonly:
         ways += [{"readonly": True, "lock": True}, {"readonly": True, "lock": False}]
-    map_bytes = limits.MAP_SIZE_BYTES
     while True:
         try:
             return lmdb.open(

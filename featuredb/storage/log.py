@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from featuredb.limits import NS_COMMIT
+from featuredb.limits import ABSENT_US, NS_COMMIT
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.records import pack, unpack
 
@@ -63,7 +62,6 @@ def commits(txn: ReadTxn) -> Iterator[Commit]:
         yield _commit(key, value)
 
 
-def last_commit_known_at(txn: ReadTxn, known_at_us: list[int]) -> list[int]:
-    """For each time, the id of the last commit made by then (0 if none)."""
-    times = [commit.time_us for commit in commits(txn)]
-    return [bisect_right(times, moment) for moment in known_at_us]
+def commit_times(txn: ReadTxn) -> list[int]:
+    """The time of each commit in microseconds, at the place of its id; commit 0 is before all of them."""
+    return [ABSENT_US, *(commit.time_us for commit in commits(txn))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, TypeVar
 
 from featuredb.errors import DefinitionError, NotFoundError
@@ -20,7 +21,7 @@ _STATE = NS_DEFINITION + b"#"
 _ENTITY, _TABLE, _SERVICE, _SPACE = (NS_DEFINITION + kind for kind in (b"e", b"t", b"s", b"k"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredTable:
     """A feature table with the ids that stand for it in the file.
 
@@ -40,8 +41,13 @@ class StoredTable:
     def name(self) -> str:
         return self.definition.name
 
+    @cached_property
+    def dtypes(self) -> dict[str, DType]:
+        """Dtype of each feature."""
+        return {feature.name: DTYPES[feature.dtype] for feature in self.definition.features}
+
     def dtype_of(self, feature: str) -> DType:
-        return next(DTYPES[f.dtype] for f in self.definition.features if f.name == feature)
+        return self.dtypes[feature]
 
 
 @dataclass(frozen=True, slots=True)

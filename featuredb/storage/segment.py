@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, Heap, concat, null_column
 from featuredb.errors import CorruptionError, LimitError
-from featuredb.limits import ABSENT_US, CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, CHUNK_ROWS_MAX, SEGMENTS_HELD_MAX
+from featuredb.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, CHUNK_ROWS_MAX, SEGMENTS_HELD_MAX
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.manifest import SegmentRef, chunk_prefix, segment_key
@@ -24,6 +24,7 @@ from featuredb.storage.records import pack, unpack
 
 # Column ids of the system columns; features count up from 1.
 EVENT, CREATED, COMMIT, CODES, STARTS, DEAD = range(0xFFFF_FFF0, 0xFFFF_FFF6)
+SYSTEM_COLUMNS = frozenset((EVENT, CREATED, COMMIT, CODES, STARTS))
 DATA, VALID, OFFSETS, BYTES = range(4)
 _SYSTEM_DTYPES = {EVENT: "int64", CREATED: "int64", COMMIT: "int64", CODES: "int32", STARTS: "int32"}
 
@@ -414,11 +415,6 @@ class SegmentReader:
             return np.full(self.rows, column.constant, dtype=np.int64)
         chunks = range(len(self.chunk_bounds(column_id)))
         return np.concatenate([np.asarray(self.system(column_id, chunk)) for chunk in chunks])
-
-    def has_created(self) -> bool:
-        """Whether any row may carry a created timestamp."""
-        column = self.info.columns[CREATED]
-        return column.encoding != "constant" or column.constant != ABSENT_US
 
 
 class SegmentCache:

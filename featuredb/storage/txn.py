@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat, starmap, takewhile
+from itertools import islice, repeat, starmap, takewhile
 from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Bytes = bytes | bytearray | memoryview
 
 LMDB_KEY_BYTES_MAX = 511
+SCAN_ENTRIES = 64
 
 
 class ReadTxn:
@@ -81,11 +82,19 @@ class ReadTxn:
         size = len(prefix)
         try:
             cursor = self._txn.cursor()
-            if cursor.set_range(prefix + start):
-                for key, value in cursor.iternext():
-                    if key[:size] != prefix:
-                        return
-                    yield key, value
+            entries = cursor.iternext() if cursor.set_range(prefix + start) else iter(())
+            # One comparison for many entries: the last of a batch tells whether all of it belongs.
+            while batch := list(islice(entries, SCAN_ENTRIES)):
+                whole = batch[-1][0][:size] == prefix
+                for entry in batch:
+                    if self._txn is None or not (whole or entry[0][:size] == prefix):
+                        break
+                    yield entry
+                else:
+                    continue
+                if self._txn is None:
+                    raise self._failure(ClosedError())
+                return
         except Exception as error:
             raise self._failure(error) from error
 
