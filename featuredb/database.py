@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,7 +102,7 @@ def open_database(
         raise InputError(f"durability must be 'full' or 'relaxed', not {durability!r}")
     if not isinstance(path, str | os.PathLike):
         raise FileError(f"path must be a str or a path, not {path!r}")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < inf:
         raise InputError(f"timeout must be a number of seconds, not {timeout!r}")
     folder, map_bytes = None, None
     path = os.fsdecode(path)
@@ -545,7 +546,7 @@ class Database:
             self._cache,
             self._dictionary,
             open_table(entity_df, "entity dataframe"),
-            features,
+            _once(features),
             known_at=known_at,
             full_feature_names=full_feature_names,
             include_event_timestamps=include_event_timestamps,
@@ -557,8 +558,7 @@ class Database:
     def _online_query(
         self, registry: Registry, features: str | FeatureService | Sequence[str], full_feature_names: bool
     ) -> OnlineQuery:
-        if isinstance(features, FeatureService):
-            features = features.features
+        features = _once(features.features if isinstance(features, FeatureService) else features)
         names = (features,) if isinstance(features, str) or not isinstance(features, Iterable) else tuple(features)
         key = (tuple(map(str, names)), full_feature_names)
         held = self._queries.get(key)
@@ -636,8 +636,9 @@ class Database:
         self._check_open()
 
         def resolve(txn: ReadTxn) -> OnlineQuery:
-            return self._online_query(self._registry(txn), features, full_feature_names)
+            return self._online_query(self._registry(txn), again, full_feature_names)
 
+        again = _once(features)
         return OnlineReader(self._env, resolve, registry_state)
 
     # --- look after ---------------------------------------------------------------------------
@@ -702,6 +703,11 @@ def _release(env: Env, folder: str | None, pid: int) -> None:
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def _once(features: Any) -> Any:
+    """`features` in a form that can be read more than once."""
+    return tuple(features) if isinstance(features, Iterator) else features
 
 
 def _range(start: Any, end: Any) -> tuple[int | None, int | None]:
