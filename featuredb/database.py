@@ -135,7 +135,7 @@ class Database:
         self._cache = SegmentCache()
         self._dictionaries: dict[int, KeyDictionary] = {}
         self._definitions: tuple[bytes, Registry] | None = None
-        self._queries: dict[tuple[tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
+        self._queries: dict[tuple[str | tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
         self._closed = False
         # Closes a database that was dropped without close(), at the latest when the process ends.
         self._release = weakref.finalize(self, _release, env, folder, os.getpid())
@@ -546,7 +546,7 @@ class Database:
             self._cache,
             self._dictionary,
             open_table(entity_df, "entity dataframe"),
-            _once(features),
+            _names(features),
             known_at=known_at,
             full_feature_names=full_feature_names,
             include_event_timestamps=include_event_timestamps,
@@ -558,13 +558,12 @@ class Database:
     def _online_query(
         self, registry: Registry, features: str | FeatureService | Sequence[str], full_feature_names: bool
     ) -> OnlineQuery:
-        features = _once(features.features if isinstance(features, FeatureService) else features)
-        names = (features,) if isinstance(features, str) or not isinstance(features, Iterable) else tuple(features)
-        key = (tuple(map(str, names)), full_feature_names)
+        names = _names(features)
+        key = (names if isinstance(names, str) else tuple(map(str, names)), full_feature_names)
         held = self._queries.get(key)
         if held is not None and held[0] is registry:
             return held[1]
-        references = registry.references(features if isinstance(features, str) else names)
+        references = registry.references(names)
         hidden = sorted({table.name for table, _ in references if not table.definition.online})
         if hidden:
             raise DefinitionError(f"feature table {', '.join(hidden)} is not kept online; define it with online=True")
@@ -634,11 +633,11 @@ class Database:
             With ``get(key)`` and ``get_many(keys)``.
         """
         self._check_open()
+        names = _names(features)
 
         def resolve(txn: ReadTxn) -> OnlineQuery:
-            return self._online_query(self._registry(txn), again, full_feature_names)
+            return self._online_query(self._registry(txn), names, full_feature_names)
 
-        again = _once(features)
         return OnlineReader(self._env, resolve, registry_state)
 
     # --- look after ---------------------------------------------------------------------------
@@ -705,9 +704,15 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
-def _once(features: Any) -> Any:
-    """`features` in a form that can be read more than once."""
-    return tuple(features) if isinstance(features, Iterator) else features
+def _names(features: str | FeatureService | Iterable[str]) -> str | tuple[str, ...]:
+    """A service's name, or references in a form that can be read more than once."""
+    if isinstance(features, str):
+        return features
+    if isinstance(features, FeatureService):
+        return tuple(features.features)
+    if not isinstance(features, Iterable):
+        raise DefinitionError(f"features must be a feature service or a list of 'table:feature', not {features!r}")
+    return tuple(features)
 
 
 def _range(start: Any, end: Any) -> tuple[int | None, int | None]:

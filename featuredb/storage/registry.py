@@ -93,8 +93,6 @@ class Registry:
             features = self.service(features)
         if isinstance(features, FeatureService):
             features = features.features
-        if not isinstance(features, Iterable):
-            raise DefinitionError(f"features must be a feature service or a list of 'table:feature', not {features!r}")
         asked = [features] if isinstance(features, str) else list(features)
         if not asked:
             raise DefinitionError("features: no feature was asked for; name a feature service or 'table:feature'")
