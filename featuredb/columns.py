@@ -67,12 +67,13 @@ class Column:
     dtype : DType
         What the values are.
     data : ndarray, shape (n,)
-        Of dtype ``dtype.numpy``: the values; for string and bytes, each row's place in `heap`.
-        Zero where null.
+        Of dtype ``dtype.numpy``: the values; for string, bytes and lists, each row's place in `heap`.
+        A vector is one void value (see `matrix`). Zero where null.
     valid : ndarray of bool, shape (n,), or None
         False where null; None when nothing is null.
     heap : Heap or None
-        The distinct (or all) values of a string or bytes column.
+        The distinct (or all) values of a string, bytes or list column. Of a list it holds the elements'
+        bytes one after the other; of strings or bytes, first their number and then their lengths, u32 each.
     """
 
     dtype: DType
@@ -110,6 +111,23 @@ class Column:
 Columns = Mapping[str, Column]
 
 
+def zeroed(data: NDArray[Any], valid: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """`data` with zeros where not `valid`, of any dtype."""
+    return data if valid is None else np.where(valid, data, np.zeros(1, dtype=data.dtype))
+
+
+def matrix(column: Column) -> NDArray[Any]:
+    """The vectors as an array of shape (n, length): the column's own memory."""
+    dtype = column.dtype
+    return np.ascontiguousarray(column.data).view(dtype.item.numpy).reshape(len(column), dtype.length)
+
+
+def vectors(dtype: DType, items: NDArray[Any]) -> NDArray[np.void]:
+    """Elements one vector after the other, as `Column.data` of the vector dtype: the same memory."""
+    flat: NDArray[np.void] = np.ascontiguousarray(items, dtype=dtype.item.numpy).reshape(-1).view(dtype.numpy)
+    return flat
+
+
 def null_column(dtype: DType, rows: int) -> Column:
     """A column of `rows` nulls."""
     heap = Heap.of([]) if dtype.is_variable else None
@@ -131,4 +149,4 @@ def concat(parts: Sequence[Column]) -> Column:
     heap = Heap.concat(heaps)
     data = np.concatenate([part.data + base for part, base in zip(parts, entries[:-1], strict=True)])
     data = data.astype(dtype.numpy)
-    return Column(dtype, data if valid is None else np.where(valid, data, 0).astype(dtype.numpy), valid, heap)
+    return Column(dtype, zeroed(data, valid), valid, heap)

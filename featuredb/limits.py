@@ -41,6 +41,10 @@ KEY_BYTES_MAX: Final = 500
 KEYS_PER_BLOCK: Final = 512
 ENTITIES_MAX: Final = (1 << 31) - 2
 VALUE_BYTES_MAX: Final = 1 << 24
+# Elements of a vector such as float32[384].
+VECTOR_LENGTH_MAX: Final = 65_536
+# What the fixed-width features of one row may take together: vectors, above all.
+ROW_BYTES_MAX: Final = 1 << 24
 # Years 1 to 9999, the range every library we hand timestamps to can hold at microseconds.
 TIMESTAMP_MIN_US: Final = -62_135_596_800_000_000
 TIMESTAMP_MAX_US: Final = 253_402_300_799_999_999
@@ -67,6 +71,8 @@ JOIN_BATCH_ROWS: Final = 1_000_000
 REJECTIONS_KEPT_MAX: Final = 1000
 # Problems, and differences, that one verification lists.
 VERIFY_FINDINGS_MAX: Final = 1000
+# Rows held at a time are fewer than the bounds above when their fixed-width values are wide.
+BATCH_BYTES_TARGET: Final = 1 << 30
 # Resolved online queries a database keeps, so that repeated reads need not resolve names.
 QUERIES_HELD_MAX: Final = 256
 # Decoded segment descriptors a database keeps; merged-away segments leave theirs behind until then.

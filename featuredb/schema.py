@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,17 +16,21 @@ from featuredb.limits import (
     ENTITIES_PER_TABLE_MAX,
     FEATURES_PER_TABLE_MAX,
     NAME_CHARS_MAX,
+    ROW_BYTES_MAX,
     TIMESTAMP_MAX_US,
     TIMESTAMP_MIN_US,
+    VECTOR_LENGTH_MAX,
 )
 
 INTEGER_NAMES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 FLOAT_NAMES = ("float32", "float64")
 _FIXED = {name: np.dtype(name).newbyteorder("<") for name in (*INTEGER_NAMES, *FLOAT_NAMES, "bool")}
 _FIXED["timestamp"] = np.dtype("<i8")
+_PLACE = np.dtype("<i4")
 _VARIABLE = ("string", "bytes")
 SCALAR_NAMES = ("bool", *INTEGER_NAMES, *FLOAT_NAMES, "string", "bytes", "timestamp")
-_NESTED = re.compile(r"list\[\w+\]|\w+\[\d+\]")
+_LIST = re.compile(r"list\[(\w+)\]")
+_VECTOR = re.compile(r"(\w+)\[([1-9][0-9]{0,5})\]", re.ASCII)
 # "event_timestamp" and "created_timestamp" are left out on purpose: a source without a name for its
 # time columns uses just these.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
@@ -33,14 +38,46 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """A scalar dtype by name. Timestamps are int64 microseconds since 1970-01-01 UTC."""
+    """A dtype by name: a scalar, ``list[T]`` of a scalar, or a vector ``T[n]`` of a scalar of fixed width.
+
+    Timestamps are int64 microseconds since 1970-01-01 UTC.
+    """
 
     name: str
 
     @property
     def is_variable(self) -> bool:
-        """Whether values have no fixed width (string, bytes)."""
-        return self.name in _VARIABLE
+        """Whether values have no fixed width (string, bytes and lists)."""
+        return self.name in _VARIABLE or self.is_list
+
+    @property
+    def is_list(self) -> bool:
+        """Whether values are lists of any length."""
+        return self.name.startswith("list[")
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether values are vectors of one fixed length."""
+        return _vector_of(self.name) is not None
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether values are lists or vectors."""
+        return self.name.endswith("]")
+
+    @property
+    def item(self) -> DType:
+        """Dtype of the elements of a list or vector; the dtype itself if it is a scalar."""
+        if self.is_list:
+            return DTYPES[self.name[5:-1]]
+        vector = _vector_of(self.name)
+        return self if vector is None else DTYPES[vector[0]]
+
+    @property
+    def length(self) -> int:
+        """Elements of a vector; 1 for any other dtype."""
+        vector = _vector_of(self.name)
+        return 1 if vector is None else vector[1]
 
     @property
     def is_integer(self) -> bool:
@@ -52,14 +89,40 @@ class DType:
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """Dtype of `Column.data`: the values, or for variable-width dtypes int32 places in the heap."""
-        return _FIXED.get(self.name, np.dtype("<i4"))
+        """Dtype of `Column.data`: the values, or for variable-width dtypes int32 places in the heap.
+
+        A vector is void: all its elements as one value, so that columns stay one-dimensional.
+        """
+        fixed = _FIXED.get(self.name)
+        if fixed is not None:
+            return fixed
+        vector = _vector_of(self.name)
+        return _PLACE if vector is None else vector[2]
 
     def __str__(self) -> str:
         return self.name
 
 
-DTYPES = {name: DType(name) for name in SCALAR_NAMES}
+@lru_cache(maxsize=1024)
+def _vector_of(name: str) -> tuple[str, int, np.dtype[Any]] | None:
+    """Element dtype, length and numpy dtype of the vector dtype called so; None if it is none."""
+    found = _VECTOR.fullmatch(name)
+    if found is None or found[1] not in _FIXED or int(found[2]) > VECTOR_LENGTH_MAX:
+        return None
+    return found[1], int(found[2]), np.dtype(f"V{_FIXED[found[1]].itemsize * int(found[2])}")
+
+
+class _DTypes(dict[str, DType]):
+    """Every dtype by name. The scalars stand in it, lists and vectors are made when asked for."""
+
+    def __missing__(self, name: str) -> DType:
+        listed = _LIST.fullmatch(name)
+        if (listed is None or listed[1] not in SCALAR_NAMES) and _vector_of(name) is None:
+            raise KeyError(name)
+        return self.setdefault(name, DType(name))
+
+
+DTYPES = _DTypes({name: DType(name) for name in SCALAR_NAMES})
 KEY_DTYPE_NAMES = (*INTEGER_NAMES, "string", "bytes", "bool", "timestamp")
 
 
@@ -67,14 +130,27 @@ def parse_dtype(name: object, where: str) -> DType:
     """The `DType` called `name`, or a `DefinitionError` that says where and what is allowed."""
     if isinstance(name, DType):
         return name
-    if isinstance(name, str) and name in DTYPES:
-        return DTYPES[name]
-    if isinstance(name, str) and _NESTED.fullmatch(name):
-        raise DefinitionError(
-            f"{where}: dtype {name!r} (lists and vectors) is not supported by this version; "
-            f"use one of {', '.join(SCALAR_NAMES)}"
+    if isinstance(name, str):
+        try:
+            return DTYPES[name]
+        except KeyError:
+            pass
+    raise DefinitionError(f"{where}: {_why_not(name)}")
+
+
+def _why_not(name: object) -> str:
+    scalars = ", ".join(SCALAR_NAMES)
+    opened = name.partition("[") if isinstance(name, str) and name.endswith("]") else None
+    if opened is not None and opened[0] == "list":
+        return f"dtype {name!r}: the elements of a list must be one of {scalars}"
+    if opened is not None and opened[0] in _VARIABLE:
+        return f"dtype {name!r}: the elements of a vector have a fixed width; use list[{opened[0]}]"
+    if opened is not None and opened[0] in _FIXED:
+        return (
+            f"dtype {name!r}: the length of a vector is a whole number from 1 to {VECTOR_LENGTH_MAX:,}, "
+            f"such as {opened[0]}[384]"
         )
-    raise DefinitionError(f"{where}: unknown dtype {name!r}; use one of {', '.join(SCALAR_NAMES)}")
+    return f"unknown dtype {name!r}; use one of {scalars}, list[T] of these, or a vector such as float32[384]"
 
 
 def check_name(name: object, where: str) -> str:
@@ -171,7 +247,8 @@ class Feature:
         Unique within its table.
     dtype : str
         ``bool``, ``int8`` to ``int64``, ``uint8`` to ``uint64``, ``float32``, ``float64``, ``string``,
-        ``bytes`` or ``timestamp``.
+        ``bytes`` or ``timestamp``; ``list[T]`` of any of these; or a vector ``T[n]`` of `n` elements of a
+        dtype of fixed width, such as ``float32[384]``. A list or vector may be null, its elements may not.
     description : str
         Free text.
 
@@ -185,6 +262,8 @@ class Feature:
     >>> import featuredb as fdb
     >>> fdb.Feature("temp", "float64").name
     'temp'
+    >>> fdb.Feature("embedding", "float32[384]").dtype
+    'float32[384]'
     """
 
     name: str
@@ -269,6 +348,9 @@ class FeatureTable:
             yield f"has {len(self.entities)} entities; at most {ENTITIES_PER_TABLE_MAX}"
         if len(self.features) > FEATURES_PER_TABLE_MAX:
             yield f"has {len(self.features)} features; at most {FEATURES_PER_TABLE_MAX}"
+        width = sum(DTYPES[feature.dtype].numpy.itemsize for feature in self.features)
+        if width > ROW_BYTES_MAX:
+            yield f"its features take {width} bytes a row; at most {ROW_BYTES_MAX}, so split the table"
         names = [*self.entities, *self.feature_names]
         for name in sorted({name for name in names if names.count(name) > 1}, key=str):
             yield f"name {name!r} stands more than once among its entities and features; rename one"

@@ -8,6 +8,7 @@ from featuredb.database import open_database
 from featuredb.schema import Entity, Feature, FeatureTable
 
 _FEATURES = ("bool", "int16", "float32", "float64", "string")
+_VECTOR = "float32[3]"
 
 
 def warmup() -> int:
@@ -22,20 +23,21 @@ def warmup() -> int:
     from featuredb.offline import kernels
 
     with open_database(":memory:") as db:
-        features = [Feature(name, name) for name in _FEATURES]
+        features = [*(Feature(name, name) for name in _FEATURES), Feature("vector", _VECTOR)]
         db.apply([Entity("word", "int64"), FeatureTable("words", ["word"], features)])
         db.apply([Entity("text", "string"), FeatureTable("texts", ["text"], features)])
         times = np.array([1, 2], dtype="datetime64[us]")
         for table, entity, keys in (("words", "word", np.array([1, 2])), ("texts", "text", np.array(["a", "b"]))):
             values = {name: np.array([0, 1]).astype(name) for name in _FEATURES if name != "string"}
             rows = {entity: keys, "event_timestamp": times, **values, "string": ["a", None]}
+            rows["vector"] = np.zeros((2, 3), dtype=np.float32)
             db.ingest(table, rows)
             db.ingest(table, rows | {"event_timestamp": times + np.timedelta64(1, "s")})
             # Few keys are looked up in the tree, many in the hashed dictionary.
             for repeats in (1, 1000):
                 left = {entity: np.repeat(keys, repeats), "event_timestamp": np.repeat(times, repeats)}
                 db.get_historical_features(
-                    left, [f"{table}:{name}" for name in _FEATURES], known_at=times[1]
+                    left, [f"{table}:{name}" for name in (*_FEATURES, "vector")], known_at=times[1]
                 ).to_numpy()
         db.materialize()
     return sum(len(kernel.signatures) for kernel in vars(kernels).values() if hasattr(kernel, "signatures"))

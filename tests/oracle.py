@@ -37,6 +37,8 @@ def same(a: object, b: object) -> bool:
     """Whether two values are the very same: NaN equals NaN, 0.0 is not -0.0, 1 is not True."""
     if isinstance(a, float) and isinstance(b, float):
         return (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and a == b
 
 

@@ -37,6 +37,13 @@ _TEXTS = ["", "a", "a\x00", "\x00", "\x01", "\x00\x01", "a\x01b", "é", "😀", 
 # NaN, infinities and both zeros; each float is exact in 32 bits too.
 _FLOATS = [0.0, -0.0, 1.5, -2.25, math.inf, -math.inf, math.nan, 2.0**-126, 2.0**127]
 
+
+def item_and_length(dtype: str) -> tuple[str, int]:
+    """Dtype of the elements, and how many a vector has; -1 for a list."""
+    opened = dtype.partition("[")
+    return (opened[2][:-1], -1) if opened[0] == "list" else (opened[0], int(opened[2][:-1]))
+
+
 POOLS: dict[str, list[Any]] = {
     "bool": [False, True],
     "string": _TEXTS,
@@ -46,7 +53,17 @@ POOLS: dict[str, list[Any]] = {
     "timestamp": [YEAR_1_US, -1, 0, 1, YEAR_9999_US],
     **{name: [low, high, 1, 11, 0 if low else 2] for name, (low, high) in _INTS.items()},
 }
+SCALARS = list(POOLS)
 KEY_DTYPES = [name for name in POOLS if not name.startswith("float")]
+_FIXED = [name for name in SCALARS if name not in ("string", "bytes")]
+for _name in SCALARS:
+    _pool = POOLS[_name]
+    POOLS[f"list[{_name}]"] = [[], _pool[:1], _pool, _pool[::-1], [_pool[0]] * 3]
+for _place, _name in enumerate(_FIXED):
+    # Lengths 1, 2, 3 and 5: elements of odd and even places, widths that are and are not those of a word.
+    _length = (1, 2, 3, 5)[_place % 4]
+    POOLS[f"{_name}[{_length}]"] = [(POOLS[_name] * 5)[start : start + _length] for start in range(4)]
+NESTED = [name for name in POOLS if name not in SCALARS]
 CONTAINERS = ["rows", "dict", "numpy", "pandas", "arrow", "polars"]
 ARROW_TYPES: dict[str, pa.DataType] = {
     name: {
@@ -56,8 +73,11 @@ ARROW_TYPES: dict[str, pa.DataType] = {
         "timestamp": pa.timestamp("us", tz="UTC"),
     }.get(name)
     or pa.type_for_alias({"float32": "float", "float64": "double"}.get(name, name))
-    for name in POOLS
+    for name in SCALARS
 }
+for _name in NESTED:
+    _item, _length = item_and_length(_name)
+    ARROW_TYPES[_name] = pa.list_(ARROW_TYPES[_item], _length)
 _NULLABLE = {ARROW_TYPES[name]: pd.api.types.pandas_dtype(name.replace("i", "I").replace("u", "U")) for name in _INTS}
 
 Columns = dict[str, tuple[str, list[Any]]]
@@ -74,6 +94,9 @@ def to_us(moment: datetime) -> int:
 
 
 def _python(dtype: str, values: list[Any]) -> list[Any]:
+    if dtype.endswith("]"):
+        item, _ = item_and_length(dtype)
+        return [None if value is None else _python(item, value) for value in values]
     return list(map(to_datetime, values)) if dtype == "timestamp" else values
 
 
@@ -82,11 +105,29 @@ def _arrow(columns: Columns) -> pa.Table:
 
 
 def _numpy(dtype: str, values: list[Any]) -> Any:
+    if dtype.startswith("list["):
+        rows = [None if value is None else np.ma.getdata(_numpy(dtype[5:-1], value)) for value in values]
+        return np.fromiter(rows, dtype=object, count=len(rows))
+    if dtype.endswith("]"):
+        item, length = item_and_length(dtype)
+        flat = [element for value in values for element in ([None] * length if value is None else value)]
+        return _numpy(item, flat).reshape(len(values), length)
     if dtype in ("string", "bytes"):
         return np.array([*values, None], dtype=object)[:-1]
     kind = "M8[us]" if dtype == "timestamp" else dtype
     filled = np.array([0 if value is None else value for value in values], dtype=kind)
     return np.ma.MaskedArray(filled, mask=[value is None for value in values])
+
+
+def _pandas(columns: Columns) -> Any:
+    frame = _arrow(columns).to_pandas(types_mapper=_NULLABLE.get)
+    for name, (dtype, values) in columns.items():
+        if dtype.endswith("]"):
+            # Not left to Arrow, which makes floats of the integers of vectors among which one is null.
+            arrays = [None if value is None else np.ma.getdata(_numpy(f"list[{item_and_length(dtype)[0]}]", [value])[0])
+                      for value in values]  # fmt: skip
+            frame[name] = pd.Series(np.fromiter(arrays, dtype=object, count=len(arrays)), index=frame.index)
+    return frame
 
 
 def _polars(columns: Columns) -> Any:
@@ -103,7 +144,7 @@ def container(kind: str, columns: Columns) -> Any:
         ],
         "dict": lambda: {name: _python(*column) for name, column in columns.items()},
         "numpy": lambda: {name: _numpy(*column) for name, column in columns.items()},
-        "pandas": lambda: _arrow(columns).to_pandas(types_mapper=_NULLABLE.get),
+        "pandas": lambda: _pandas(columns),
         "arrow": lambda: _arrow(columns),
         "polars": lambda: _polars(columns),
     }
@@ -136,7 +177,28 @@ def tiny_limits(patch: pytest.MonkeyPatch) -> None:
 
 def plain(array: pa.ChunkedArray | pa.Array) -> list[Any]:
     """An Arrow column as plain values, timestamps as int microseconds."""
-    return (array.cast(pa.int64()) if pa.types.is_timestamp(array.type) else array).to_pylist()
+    return list(map(as_plain, array.to_pylist()))
+
+
+def as_plain(value: Any) -> Any:
+    """A value of any output as plain Python: timestamps as int microseconds, arrays as lists."""
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, np.ndarray | list):
+        return list(map(as_plain, value))
+    if isinstance(value, pd.Timestamp):
+        value = value.to_pydatetime()
+    if isinstance(value, datetime):
+        return to_us(value)
+    if isinstance(value, np.datetime64):
+        return int(value.astype("M8[us]").astype(np.int64))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def rows_of(array: Any) -> list[Any]:
+    """A numpy column as plain values, None for what is masked."""
+    masks = np.ma.getmaskarray(array).reshape(len(array), -1).all(axis=1) if len(array) else []
+    return [None if mask else as_plain(value) for value, mask in zip(np.ma.getdata(array), masks, strict=True)]
 
 
 @dataclass
@@ -276,7 +338,7 @@ def tables(
 ) -> TableCase:
     """A table over some of the entities, in any order, and its ingests."""
     entities = draw(st.permutations(list(pools)))[: draw(st.integers(1, len(pools)))]
-    dtypes = draw(st.lists(st.sampled_from(list(POOLS)), min_size=1, max_size=3))
+    dtypes = draw(st.lists(st.one_of(*map(st.sampled_from, (SCALARS, NESTED))), min_size=1, max_size=3))
     features = {f"{name}_{place}": dtype for place, dtype in enumerate(dtypes)}
     max_age = draw(st.sampled_from([None, 1, 2, 3, 5, LONG_US]))
     batches = []

@@ -20,10 +20,12 @@ from strategies import (
     YEAR_1_US,
     YEAR_9999_US,
     Case,
+    as_plain,
     cases,
     container,
     no_nan,
     plain,
+    rows_of,
     small_batches,
     tiny_limits,
     to_datetime,
@@ -102,20 +104,14 @@ def test_a_join_as_of_a_knowledge_time_equals_the_oracle(case: Case, data: st.Da
 def test_every_form_of_output_holds_the_same(case: Case) -> None:
     with fdb.open(":memory:") as db:
         expected = expected_join(case, case.load(db), [None] * len(case.left), full=False)
-        dtypes = {feature: dtype for table in case.tables for feature, dtype in table.features.items()}
         training = db.get_historical_features(container("pandas", case.left_columns()), case.references)
         arrays = training.to_numpy()
         frame = training.to_pandas()
         assert list(frame.columns)[-len(expected) :] == list(expected)
         for name, values in expected.items():
-            kept = np.ma.getdata(arrays[name])
-            kept = kept.astype(np.int64) if dtypes[name] == "timestamp" else kept
-            nulls = np.ma.getmaskarray(arrays[name])
-            assert_same([None if null else v for v, null in zip(kept.tolist(), nulls, strict=True)], values, name)
+            assert_same(rows_of(arrays[name]), values, name)
             # A column of floats in pandas has NaN for null.
-            series = [None if value is pd.NaT or value is pd.NA else value for value in frame[name].tolist()]
-            if dtypes[name] == "timestamp":
-                series = [None if value is None else to_us(value.to_pydatetime()) for value in series]
+            series = list(map(as_plain, frame[name].tolist()))
             assert_same(list(map(no_nan, series)), list(map(no_nan, values)), name)
 
 

@@ -22,6 +22,7 @@ LEVELS = {
     "limits": 0,
     "schema": 1,
     "columns": 2,
+    "nested": 2,
     "frames": 3,
     "sources": 4,
     "storage": 5,

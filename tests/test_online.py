@@ -17,22 +17,18 @@ from strategies import (
     YEAR_1_US,
     YEAR_9999_US,
     Case,
+    as_plain,
     cases,
     container,
     ingest,
     tiny_limits,
     to_datetime,
-    to_us,
 )
 
 import featuredb as fdb
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-
-
-def as_plain(value: Any) -> Any:
-    return to_us(value) if isinstance(value, datetime) else value
 
 
 def keys_only(case: Case) -> dict[str, tuple[str, list[Any]]]:
@@ -70,9 +66,7 @@ def assert_reads_equal(db: fdb.Database, case: Case, tables: dict[str, oracle.Ta
                 assert all(oracle.same(*pair) for pair in pairs), (name, feature, got, expected)
             for value, code, want in zip(arrays.columns[feature], arrays.statuses[feature], expected, strict=True):
                 if code == fdb.Status.PRESENT:
-                    plain = value.item() if isinstance(value, np.generic) and value.dtype.kind != "M" else value
-                    plain = int(value.astype(np.int64)) if isinstance(value, np.datetime64) else plain
-                    assert oracle.same(plain, want), ("get_many", feature, value, want)
+                    assert oracle.same(as_plain(value), want), ("get_many", feature, value, want)
 
 
 def as_key(case: Case, name: str, value: Any) -> Any:

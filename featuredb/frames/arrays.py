@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column
 from featuredb.errors import MissingExtraError
+from featuredb.frames.nested_out import objects as nested_objects
+from featuredb.frames.nested_out import vectors_to_numpy
 from featuredb.limits import ABSENT_US
+from featuredb.nested import elements
 from featuredb.schema import DType
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -60,6 +63,8 @@ def _objects(column: Column, valid: NDArray[np.bool_] | None) -> NDArray[np.obje
 
 def _filled(column: Column, valid: NDArray[np.bool_] | None) -> NDArray[Any]:
     """The values; where null NaN, NaT or None, and what `data` holds for dtypes that have no such value."""
+    if column.dtype.is_list:
+        return nested_objects(column, to_numpy)
     if column.dtype.is_variable:
         return _objects(column, valid)
     data = column.data.view("M8[us]") if column.dtype.name == "timestamp" else column.data
@@ -80,8 +85,11 @@ def to_numpy(column: Column) -> NDArray[Any]:
     -------
     ndarray or numpy.ma.MaskedArray, shape (n,)
         Plain when nothing is null; then numbers share the column's memory. Under the mask stand NaN, NaT, None,
-        0 or False. Strings and bytes are object arrays; timestamps are ``datetime64[us]`` in UTC.
+        0 or False. Strings and bytes are object arrays; timestamps are ``datetime64[us]`` in UTC. Vectors are
+        one array of shape (n, length); lists are an object array of read-only arrays of one dimension.
     """
+    if column.dtype.is_vector:
+        return vectors_to_numpy(column)
     valid = _valid(column)
     values = _filled(column, valid)
     return values if valid is None else np.ma.MaskedArray(values, mask=~valid)
@@ -98,8 +106,10 @@ def to_pylist(column: Column) -> list[Any]:
     Returns
     -------
     list
-        bool, int, float, str, bytes, `datetime.datetime` or None.
+        bool, int, float, str, bytes, `datetime.datetime`, None, or lists of these.
     """
+    if column.dtype.is_nested:
+        return list(nested_objects(column, to_pylist))
     valid = _valid(column)
     if column.dtype.is_variable:
         return list(_objects(column, valid))
@@ -127,7 +137,8 @@ def to_pandas_array(column: Column) -> Any:
     ndarray or pandas.api.extensions.ExtensionArray, shape (n,)
         Floats have NaN for null; integers and bools are numpy arrays, or nullable ones when there are nulls, so
         that they stay exact; strings have the default dtype of this pandas; bytes are objects; timestamps are
-        ``datetime64[us, UTC]``. Numbers without nulls share the column's memory.
+        ``datetime64[us, UTC]``; lists and vectors are objects, a read-only array each. Numbers without nulls
+        share the column's memory.
     """
     import pandas as pd
 
@@ -137,6 +148,8 @@ def to_pandas_array(column: Column) -> Any:
         return _pandas_strings(column, valid)
     if name == "timestamp":
         return pd.DatetimeIndex(_filled(column, valid), copy=False).tz_localize("UTC").array
+    if column.dtype.is_nested:
+        return pd.Series(nested_objects(column, to_numpy), dtype=object, copy=False).array
     if name == "bytes":
         # A bare object array would be searched for a better dtype.
         return pd.Series(_filled(column, valid), dtype=object, copy=False).array
@@ -164,12 +177,12 @@ def arrow_type(dtype: DType) -> Any:
     Parameters
     ----------
     dtype : DType
-        Any scalar dtype.
+        Any dtype.
 
     Returns
     -------
     pyarrow.DataType
-        Timestamps are ``timestamp("us", tz="UTC")``.
+        Timestamps are ``timestamp("us", tz="UTC")``; vectors are lists of fixed size.
 
     Raises
     ------
@@ -177,6 +190,8 @@ def arrow_type(dtype: DType) -> Any:
         If pyarrow is not installed.
     """
     pa = import_pyarrow("Arrow output")
+    if dtype.is_nested:
+        return pa.list_(arrow_type(dtype.item), dtype.length if dtype.is_vector else -1)
     if dtype.name == "timestamp":
         return pa.timestamp("us", tz="UTC")
     special = {"bool": pa.bool_, "string": pa.string, "bytes": pa.binary}
@@ -194,7 +209,8 @@ def to_arrow_array(column: Column) -> Any:
     Returns
     -------
     pyarrow.Array or pyarrow.ChunkedArray
-        Chunked only when strings or bytes take more than 2 GiB. Numbers and timestamps share the column's memory.
+        Chunked only when strings, bytes or lists take more than 2 GiB. Numbers, timestamps and vectors share the
+        column's memory.
 
     Raises
     ------
@@ -203,11 +219,23 @@ def to_arrow_array(column: Column) -> Any:
     """
     kind = arrow_type(column.dtype)
     valid = _valid(column)
+    if column.dtype.is_nested:
+        chunks = [_arrow_lists(part, kind, _valid(part)) for part in _within_offsets(column, valid)]
+        return chunks[0] if len(chunks) == 1 else import_pyarrow("Arrow output").chunked_array(chunks, type=kind)
     if not column.dtype.is_variable:
         data = np.packbits(column.data, bitorder="little") if column.dtype.name == "bool" else column.data
         return _arrow_fixed(kind, data, valid, len(column))
     chunks = [_arrow_taken(part, _valid(part)).cast(kind) for part in _within_offsets(column, valid)]
     return chunks[0] if len(chunks) == 1 else import_pyarrow("Arrow output").chunked_array(chunks, type=kind)
+
+
+def _arrow_lists(column: Column, kind: Any, valid: NDArray[np.bool_] | None) -> Any:
+    pa = import_pyarrow("Arrow output")
+    items, bounds = elements(column)
+    buffers = [None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))]
+    if column.dtype.is_list:
+        buffers.append(pa.py_buffer(bounds.astype(np.int32)))
+    return pa.Array.from_buffers(kind, len(column), buffers, children=[to_arrow_array(items)])
 
 
 def _arrow_fixed(kind: Any, data: NDArray[Any], valid: NDArray[np.bool_] | None, rows: int) -> Any:
@@ -231,7 +259,9 @@ def _arrow_taken(column: Column, valid: NDArray[np.bool_] | None) -> Any:
 
 def _within_offsets(column: Column, valid: NDArray[np.bool_] | None) -> Iterator[Column]:
     """The column in runs of rows whose values fit 32-bit offsets: nearly always one run, the column itself."""
-    assert column.heap is not None
+    if column.heap is None:
+        yield column
+        return
     lengths = np.diff(column.heap.offsets)
     if len(column) > 1 and lengths.max(initial=0) * len(column) > _ARROW_BYTES_MAX:
         places = column.data if valid is None else column.data[valid]

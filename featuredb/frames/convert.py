@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from featuredb.columns import Column
 from featuredb.errors import InputError, Problem
 from featuredb.frames.from_arrow import arrow, from_arrow
-from featuredb.frames.outcome import Outcome, Target, from_dictionary, from_numpy, from_objects, short
+from featuredb.frames.nested import from_array, from_sequences
+from featuredb.frames.outcome import Outcome, Target, from_dictionary, short
+from featuredb.frames.outcome import from_numpy as from_scalar_array
+from featuredb.frames.outcome import from_objects as from_scalars
 from featuredb.limits import REJECTIONS_KEPT_MAX
 from featuredb.schema import DTYPES, DType
 
@@ -51,6 +54,9 @@ class Converted:
 
 def as_column(values: Any, dtype: DType, name: str, *, text: bool = False) -> Converted:
     """The values as a `Column` of `dtype`, each kept exactly or rejected.
+
+    Lists and vectors come as a list, tuple or array in each row, as an array of two dimensions, or as an
+    Arrow or Polars column of lists.
 
     Parameters
     ----------
@@ -114,9 +120,9 @@ def as_us(value: Any, where: str) -> int:
 
 def _convert(values: Any, target: Target) -> Outcome:
     if isinstance(values, (list, tuple)):
-        return from_objects(values, target, nan_is_null=False)
+        return _from_objects(values, target, nan_is_null=False)
     if isinstance(values, np.ndarray):
-        return from_numpy(values, target)
+        return _from_numpy(values, target)
     module = type(values).__module__.partition(".")[0]
     if module == "pandas":
         return _from_pandas(values, target)
@@ -125,16 +131,35 @@ def _convert(values: Any, target: Target) -> Outcome:
     if module == "polars" and hasattr(values, "dtype"):
         arrow()
         if str(values.dtype) == "Object":  # Arrow has no such type
-            return from_objects(values.to_list(), target, nan_is_null=False)
+            return _from_objects(values.to_list(), target, nan_is_null=False)
         return from_arrow(values.to_arrow(), target)
     if hasattr(values, "__array__"):
-        return from_numpy(np.asarray(values), target)
+        return _from_numpy(np.asarray(values), target)
     if hasattr(values, "__arrow_array__"):
         return from_arrow(arrow().array(values), target)
     if isinstance(values, Sequence) and not isinstance(values, (str, bytes, bytearray, memoryview)):
-        return from_objects(list(values), target, nan_is_null=False)
+        return _from_objects(list(values), target, nan_is_null=False)
     rows = len(values) if hasattr(values, "__len__") and not isinstance(values, (str, bytes, AbstractSet)) else 0
     return target.unusable(rows, f"of type {type(values).__name__}")
+
+
+def _from_objects(values: Sequence[Any], target: Target, nan_is_null: bool) -> Outcome:
+    if target.dtype.is_nested:
+        return from_sequences(values, target, _convert, nan_is_null)
+    return from_scalars(values, target, nan_is_null)
+
+
+def _from_numpy(
+    values: NDArray[Any],
+    target: Target,
+    valid: NDArray[np.bool_] | None = None,
+    nan_is_null: bool = False,
+    what: str | None = None,
+) -> Outcome:
+    if not target.dtype.is_nested:
+        return from_scalar_array(values, target, valid, nan_is_null, what)
+    values = values if valid is None else np.ma.MaskedArray(values, mask=~valid)
+    return from_array(values, target, _convert, nan_is_null, what)
 
 
 def _from_pandas(values: Any, target: Target) -> Outcome:
@@ -153,9 +178,9 @@ def _from_pandas(values: Any, target: Target) -> Outcome:
     if isinstance(array, (pd.arrays.IntegerArray, pd.arrays.FloatingArray, pd.arrays.BooleanArray)):
         valid = ~np.asarray(array.isna())
         flat = array.to_numpy(dtype=array.dtype.numpy_dtype, na_value=array.dtype.numpy_dtype.type(0))
-        return from_numpy(flat, target, None if valid.all() else valid, what=what)
+        return _from_numpy(flat, target, None if valid.all() else valid, what=what)
     if isinstance(array.dtype, pd.StringDtype):
-        return from_objects(np.asarray(array, dtype=object).tolist(), target, nan_is_null=True)
+        return _from_objects(np.asarray(array, dtype=object).tolist(), target, nan_is_null=True)
     if isinstance(array.dtype, pd.DatetimeTZDtype):
         array = array.tz_convert("UTC").tz_localize(None)
-    return from_numpy(np.asarray(array), target, nan_is_null=True, what=what)
+    return _from_numpy(np.asarray(array), target, nan_is_null=True, what=what)

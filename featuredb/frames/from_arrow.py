@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from featuredb.columns import Heap, concat, null_column
 from featuredb.frames.arrays import import_pyarrow
 from featuredb.frames.casts import Mask, heap_entries
+from featuredb.frames.nested import from_arrow_lists, is_list_type
 from featuredb.frames.outcome import (
     Bad,
     Outcome,
@@ -42,6 +43,8 @@ def from_arrow(values: Any, target: Target) -> Outcome:
     kind, rows = values.type, len(values)
     if values.null_count == rows:
         return Outcome(null_column(target.dtype, rows))
+    if target.dtype.is_nested and is_list_type(kind):
+        return from_arrow_lists(values, target, from_arrow)
     if pa.types.is_dictionary(kind):
         codes, valid = _arrow_flat(values.indices)
         return from_dictionary(codes, valid, lambda: from_arrow(values.dictionary, target), target)
@@ -58,7 +61,7 @@ def from_arrow(values: Any, target: Target) -> Outcome:
 
 def _from_chunks(values: Any, target: Target) -> Outcome:
     if values.num_chunks > 1 and values.nbytes < _JOIN_BYTES_MAX:
-        joined = values.unify_dictionaries().combine_chunks()
+        joined = (values if target.dtype.is_nested else values.unify_dictionaries()).combine_chunks()
         chunks = joined.chunks if hasattr(joined, "chunks") else [joined]
     else:
         chunks = values.chunks

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Column, null_column
+from featuredb.columns import Column, null_column, zeroed
 from featuredb.errors import Problem
 from featuredb.frames.casts import Cast, Mask, absent, cast_array, lift
 from featuredb.frames.objects import cast_objects, kind_of
@@ -120,8 +120,7 @@ def from_dictionary(codes: Any, valid: Mask | None, convert: Callable[[], Outcom
     column = entries.column.take(places)
     if valid is not None:
         present = valid if column.valid is None else column.valid & valid
-        column.data[~present] = 0
-        column = Column(column.dtype, column.data, present, column.heap)
+        column = Column(column.dtype, zeroed(column.data, present), present, column.heap)
     bad = []
     for found in entries.bad:
         hit = lift(len(entries.column), found.rows)[places]
@@ -160,9 +159,7 @@ def finish(cast: Cast, valid: Mask | None, dtype: DType, show: Show) -> Outcome:
     data = np.ascontiguousarray(cast.data, dtype=dtype.numpy)
     if present is not None and present.all():
         present = None
-    if present is not None:
-        data = np.where(present, data, np.zeros(1, dtype=dtype.numpy))
-    return Outcome(Column(dtype, data, present, cast.heap), bad)
+    return Outcome(Column(dtype, zeroed(data, present), present, cast.heap), bad)
 
 
 def short(value: Any) -> str:
@@ -172,6 +169,10 @@ def short(value: Any) -> str:
 
 def _remedy(what: str, dtype: DType) -> str:
     lowered = what.lower()
+    if dtype.is_vector:
+        return f"give an array of {dtype.length} elements in each row, or one array of two dimensions"
+    if dtype.is_list:
+        return "give a list or an array in each row"
     if dtype.name == "timestamp" and "int" in lowered:
         return "convert it with pandas.to_datetime(values, unit=...), as the unit of integers is not known"
     if dtype.name == "timestamp":

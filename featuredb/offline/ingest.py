@@ -207,7 +207,7 @@ class Ingest:
         rejections, outcomes, whole = _Rejections(), _Outcome([], {}, Latest()), list[Problem]()
         read = outside = 0
         pending: Prepared | None = None
-        batch_rows = INGEST_BATCH_ROWS if given.native is None else INGEST_MEMORY_ROWS
+        batch_rows = self._table.rows_within(INGEST_BATCH_ROWS if given.native is None else INGEST_MEMORY_ROWS)
         for frame in given.batches(columns.names, batch_rows) if not problems else ():
             prepared, rejected, wrong, used = prepare(self._table, columns, frame, read)
             whole.extend(problem for problem in wrong if problem not in whole)

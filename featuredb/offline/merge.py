@@ -64,8 +64,8 @@ def _tier(rows: int) -> int:
     return tier
 
 
-def pick(segments: Sequence[SegmentRef]) -> list[SegmentRef]:
-    """The segments to merge now; empty when the table is in shape."""
+def pick(segments: Sequence[SegmentRef], rows_max: int) -> list[SegmentRef]:
+    """The segments to merge now, into one of at most `rows_max` rows; empty when the table is in shape."""
     worn = [ref for ref in segments if ref.dead_count > DEAD_SHARE_MAX * ref.rows]
     if worn:
         return worn[:1]
@@ -77,7 +77,7 @@ def pick(segments: Sequence[SegmentRef]) -> list[SegmentRef]:
         if len(alike) < MERGE_FANOUT:
             continue
         sizes = np.cumsum([ref.rows for ref in alike])
-        fitting = int(np.searchsorted(sizes, SEGMENT_ROWS_MAX, side="right"))
+        fitting = int(np.searchsorted(sizes, rows_max, side="right"))
         if fitting > 1:
             return alike[:fitting]
     return []
@@ -85,10 +85,10 @@ def pick(segments: Sequence[SegmentRef]) -> list[SegmentRef]:
 
 def merge(env: Env, cache: SegmentCache, table: StoredTable, *, durable: bool) -> int:
     """Merge what is due. Needs the writer lock; each round is a transaction. Returns segments written."""
-    rounds = 0
+    rounds, rows_max = 0, table.rows_within(SEGMENT_ROWS_MAX)
     while True:
         with env.read() as txn:
-            chosen = pick(read_manifest(txn, table.id).segments)
+            chosen = pick(read_manifest(txn, table.id).segments, rows_max)
         if not chosen:
             return rounds
         env.write(lambda txn: _merge_round(txn, cache, table, chosen), durable=durable)  # noqa: B023
@@ -100,8 +100,9 @@ def merge_all(env: Env, cache: SegmentCache, table: StoredTable, *, durable: boo
     with env.read() as txn:
         segments = sorted(read_manifest(txn, table.id).segments, key=lambda ref: ref.rows)
     groups: list[list[SegmentRef]] = [[]]
+    rows_max = table.rows_within(SEGMENT_ROWS_MAX)
     for ref in segments:
-        if sum(held.rows for held in groups[-1]) + ref.rows > SEGMENT_ROWS_MAX and groups[-1]:
+        if sum(held.rows for held in groups[-1]) + ref.rows > rows_max and groups[-1]:
             groups.append([])
         groups[-1].append(ref)
     for group in groups:

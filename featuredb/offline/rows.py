@@ -92,8 +92,11 @@ def same_values(a: Column, b: Column) -> NDArray[np.bool_]:
     if a.dtype.is_variable:
         same = _same_variable(a, b, both)
     else:
-        word = f"u{a.dtype.numpy.itemsize}"
-        same = both & (np.ascontiguousarray(a.data).view(word) == np.ascontiguousarray(b.data).view(word))
+        width = a.dtype.numpy.itemsize
+        word = next(size for size in (8, 4, 2, 1) if width % size == 0)
+        left, right = (np.ascontiguousarray(one.data).view(f"u{word}") for one in (a, b))
+        equal = left == right
+        same = both & (equal if word == width else equal.reshape(len(a), width // word).all(axis=1))
     return same | ~(a_valid | b_valid)
 
 

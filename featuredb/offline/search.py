@@ -298,6 +298,11 @@ def _scatter(
     if base:
         out[rows] = values[positions - first] + base
         return
-    word = f"u{out.dtype.itemsize}"
+    width = out.dtype.itemsize
+    if width not in (1, 2, 4, 8):
+        wide, matrix = frozen(values.view("u1").reshape(-1, width)), out.view("u1").reshape(-1, width)
+        over_rows(len(rows), lambda a, b: kernels.gather_bytes(wide, positions[a:b], first, rows[a:b], matrix))
+        return
+    word = f"u{width}"
     source, target = frozen(values.view(word)), out.view(word)
     over_rows(len(rows), lambda a, b: kernels.gather(source, positions[a:b], first, rows[a:b], target))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Column, Columns, Heap, concat, null_column
+from featuredb.columns import Column, Columns, Heap, concat, null_column, zeroed
 from featuredb.frames.arrays import to_pylist
-from featuredb.limits import ABSENT_US, KEY_BYTES_MAX, NS_ONLINE
+from featuredb.limits import ABSENT_US, BATCH_BYTES_TARGET, KEY_BYTES_MAX, NS_ONLINE
 from featuredb.online.row import HEADER_BYTES, Buffer, KeyName, RowLayout, damaged, read_headers
 from featuredb.schema import DTYPES
 from featuredb.storage.env import ReadTxn, WriteTxn
@@ -84,7 +84,7 @@ def spread(column: Column, places: NDArray[np.int64]) -> Column:
         return null_column(column.dtype, len(places))
     taken = column.take(np.where(found, places, 0))
     valid = found if taken.valid is None else taken.valid & found
-    return Column(column.dtype, np.where(valid, taken.data, 0).astype(column.dtype.numpy), valid, column.heap)
+    return Column(column.dtype, zeroed(taken.data, valid), valid, column.heap)
 
 
 class OnlineIndex:
@@ -140,8 +140,9 @@ class OnlineIndex:
         # Beyond the greatest key of the tree nothing can be stored yet, and appending fills pages to the brim.
         append = last is None or bytes(last[0]) < self.prefix + keys.take(order[:1]).tolist()[0]
         written = 0
-        for start in range(0, len(order), BATCH_ROWS):
-            rows = order[start : start + BATCH_ROWS]
+        step = self._batch_rows
+        for start in range(0, len(order), step):
+            rows = order[start : start + step]
             packed = self._pack(event[rows], created[rows], commit[rows], {n: c.take(rows) for n, c in columns.items()})
             full = self._full_keys(keys.take(rows))
             values = packed.tolist()
@@ -151,6 +152,10 @@ class OnlineIndex:
             txn.put_many(zip(full, values, strict=True), append=append)
             written += len(full)
         return written
+
+    @property
+    def _batch_rows(self) -> int:
+        return max(1, min(BATCH_ROWS, BATCH_BYTES_TARGET // (16 * self.current.fixed_bytes)))
 
     def _full_keys(self, keys: Heap) -> list[bytes]:
         return list(map(self.prefix.__add__, keys.tolist()))
@@ -228,7 +233,7 @@ class OnlineIndex:
     def scan(self, txn: ReadTxn) -> Iterator[tuple[Heap, OnlineRows]]:
         """All rows in key order, in batches: key bytes, and rows with every live feature."""
         entries = txn.scan(self.prefix)
-        while batch := list(islice(entries, BATCH_ROWS)):
+        while batch := list(islice(entries, self._batch_rows)):
             keys, stored = _pairs(batch)
             yield Heap.of(list(map(_key_bytes, keys))), self._decode(stored, keys, list(self._dtypes))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Column
+from featuredb.columns import Column, zeroed
 from featuredb.errors import InputError, Problem, input_error
 from featuredb.frames.convert import as_us
 from featuredb.limits import KEY_BYTES_MAX
@@ -207,7 +207,7 @@ def _with_status(
     if outside is not None and outside.any():
         codes[outside] = Status.OUTSIDE_MAX_AGE
         valid = ~outside if valid is None else valid & ~outside
-        column = Column(column.dtype, np.where(valid, column.data, 0).astype(column.dtype.numpy), valid, column.heap)
+        column = Column(column.dtype, zeroed(column.data, valid), valid, column.heap)
     codes[~found] = Status.NOT_FOUND
     return column, codes
 

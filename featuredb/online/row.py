@@ -2,7 +2,8 @@
 
 Little-endian, no padding: crc32 of all that follows (u32), layout version (u16), event timestamp (i64),
 created timestamp (i64), commit id (u64), null bits (bit = 1: null), then the features in order, a fixed
-width each (string and bytes: u32 length of the value), then the variable-width values one after the other.
+width each (vectors: their elements; strings, bytes and lists: u32 length of the value in bytes), then the
+variable-width values one after the other (lists as `Column` has them in its heap).
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Column, Heap
+from featuredb.columns import Column, Heap, zeroed
 from featuredb.errors import CorruptionError, LimitError
 from featuredb.limits import CHUNK_BYTES_MAX
+from featuredb.nested import list_decoder, vector_decoder
 from featuredb.schema import DType
 
 Buffer = bytes | memoryview
@@ -33,7 +35,7 @@ VERSION_MAX = 0xFFFF
 _HEADER_CODES = "<IHqqQ"
 _CODES = {
     "bool": "?", "int8": "b", "int16": "h", "int32": "i", "int64": "q", "uint8": "B", "uint16": "H", "uint32": "I",
-    "uint64": "Q", "float32": "f", "float64": "d", "timestamp": "q", "string": "I", "bytes": "I",
+    "uint64": "Q", "float32": "f", "float64": "d", "timestamp": "q",
 }  # fmt: skip
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _checked = itemgetter(slice(4, None))
@@ -120,7 +122,7 @@ class RowLayout:
                 sizes += lengths
             else:
                 # A null is stored as zero whatever the column holds there: content is compared by its bytes.
-                fixed[name] = column.data if column.valid is None else np.where(column.valid, column.data, 0)
+                fixed[name] = zeroed(column.data, column.valid)
         if rows and int(sizes.max()) > CHUNK_BYTES_MAX:
             raise LimitError(f"a row of {int(sizes.max())} bytes is too long; at most {CHUNK_BYTES_MAX}")
         pieces[:, 0] = np.ascontiguousarray(fixed).view(f"V{self.fixed_bytes}").tolist()
@@ -202,7 +204,7 @@ class RowLayout:
 
 
 def _entries(column: Column, heap: Heap) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
-    """Length and bytes of every value of a string or bytes column; of a null: 0 and empty."""
+    """Length and bytes of every value of a string, bytes or list column; of a null: 0 and empty."""
     places = column.data
     if len(heap) > len(places):
         # Rows of a batch that share the heap of a whole table: look at the entries in use only.
@@ -220,6 +222,24 @@ def _entries(column: Column, heap: Heap) -> tuple[NDArray[np.int64], NDArray[np.
     return np.append(np.diff(heap.offsets), 0)[places], values[places]
 
 
+def _code(dtype: DType) -> str:
+    """How `struct` reads a value's fixed part."""
+    if dtype.is_variable:
+        return "I"
+    return f"{dtype.numpy.itemsize}s" if dtype.is_vector else _CODES[dtype.name]
+
+
+def _decode_text(raw: Buffer) -> str:
+    return str(raw, "utf-8")
+
+
+def _decoder(dtype: DType) -> Callable[[Buffer], Any]:
+    """From the bytes of a variable-width value to the value."""
+    if dtype.is_list:
+        return list_decoder(dtype)
+    return _decode_text if dtype.name == "string" else bytes
+
+
 class RowReader:
     """Reads chosen features of one row at a time: what a look-up of a single key runs.
 
@@ -232,7 +252,7 @@ class RowReader:
     """
 
     __slots__ = ("_arrange", "_fixed", "_fixed_bytes", "_no_nulls", "_places", "_timestamps", "_unpack", "_variable",
-                 "_version")  # fmt: skip
+                 "_vectors", "_version")  # fmt: skip
 
     def __init__(self, layout: RowLayout, feature_ids: Sequence[int]) -> None:
         wanted = {layout.places[one] for one in feature_ids if one in layout.places}
@@ -241,7 +261,7 @@ class RowReader:
             place for place, (_, dtype) in enumerate(layout.features) if place in wanted or dtype.is_variable
         ]
         codes = [
-            _CODES[dtype.name] if place in wanted or dtype.is_variable else f"{dtype.numpy.itemsize}x"
+            _code(dtype) if place in wanted or dtype.is_variable else f"{dtype.numpy.itemsize}x"
             for place, (_, dtype) in enumerate(layout.features)
         ]
         packed = struct.Struct(f"{_HEADER_CODES}{layout.null_bytes}s{''.join(codes)}")
@@ -251,15 +271,18 @@ class RowReader:
         self._fixed_bytes = layout.fixed_bytes
         self._version = layout.version
         self._no_nulls = bytes(layout.null_bytes)
-        self._variable = [(i, dtype.name == "string") for i, dtype in enumerate(dtypes) if dtype.is_variable]
+        self._variable = [(i, _decoder(dtype)) for i, dtype in enumerate(dtypes) if dtype.is_variable]
         self._timestamps = [i for i, dtype in enumerate(dtypes) if dtype.name == "timestamp"]
+        self._vectors = [(i, vector_decoder(dtype)) for i, dtype in enumerate(dtypes) if dtype.is_vector]
         missing = len(self._places)
         positions = {layout.features[place][0]: i for i, place in enumerate(self._places)}
         order = [positions.get(one, missing) for one in feature_ids]
         self._arrange = None if order == list(range(missing)) else order
 
     def read(self, buffer: Buffer, table: str = "", key: object = None) -> tuple[int, int, int, list[Any]]:
-        """Event, created and commit of the row, and its values as plain Python values, None where null.
+        """Event, created and commit of the row, and its values: plain Python values, None where null.
+
+        A vector is a numpy array of shape (length,), read-only.
 
         Raises
         ------
@@ -279,6 +302,8 @@ class RowReader:
                 self._fill_variable(buffer, values)
             for i in self._timestamps:
                 values[i] = _EPOCH + timedelta(microseconds=values[i])
+            for i, decode in self._vectors:
+                values[i] = decode(values[i])
         except (ValueError, OverflowError) as error:
             raise damaged(str(error), table, key) from None
         if bits != self._no_nulls:
@@ -296,7 +321,7 @@ class RowReader:
         start = self._fixed_bytes
         if start + sum([values[i] for i, _ in self._variable]) != len(buffer):
             raise ValueError("its values do not fill it")
-        for i, is_text in self._variable:
+        for i, decode in self._variable:
             end = start + values[i]
-            values[i] = str(buffer[start:end], "utf-8") if is_text else bytes(buffer[start:end])
+            values[i] = decode(buffer[start:end])
             start = end

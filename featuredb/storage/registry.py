@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from featuredb.errors import DefinitionError, NotFoundError
-from featuredb.limits import NS_DEFINITION, TABLES_MAX
+from featuredb.limits import BATCH_BYTES_TARGET, NS_DEFINITION, TABLES_MAX
 from featuredb.schema import DTYPES, Definition, DType, Entity, Feature, FeatureService, FeatureTable, split_reference
 from featuredb.sources import source_from_record
 from featuredb.storage.env import ReadTxn, WriteTxn
@@ -45,6 +45,11 @@ class StoredTable:
     def dtypes(self) -> dict[str, DType]:
         """Dtype of each feature."""
         return {feature.name: DTYPES[feature.dtype] for feature in self.definition.features}
+
+    def rows_within(self, rows_max: int) -> int:
+        """`rows_max`, or fewer if the vectors of so many rows would take more memory than a batch may."""
+        width = sum(dtype.numpy.itemsize for dtype in self.dtypes.values() if dtype.is_vector)
+        return max(1, min(rows_max, BATCH_BYTES_TARGET // max(width, 1)))
 
     def dtype_of(self, feature: str) -> DType:
         return self.dtypes[feature]

@@ -105,7 +105,7 @@ class _ColumnWriter:
         self.chunks: dict[tuple[int, int], tuple[int, int]] = {}
 
     def put(self, chunk: int, part: int, values: NDArray[Any]) -> None:
-        raw = np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
+        raw = np.ascontiguousarray(values).view(np.uint8).data if values.size else memoryview(b"")
         if len(raw) > CHUNK_BYTES_MAX:
             raise LimitError(f"a column chunk of {len(raw)} bytes exceeds {CHUNK_BYTES_MAX}; ingest in smaller batches")
         self._put(self._prefix + chunk.to_bytes(4, "big") + bytes([part]), raw)
@@ -311,8 +311,10 @@ class SegmentReader:
                 "run `featuredb verify`, and restore the file from a backup"
             )
         values = np.frombuffer(raw, dtype=dtype)
-        # Small chunks share a page with others and may lie at any even address; kernels want alignment.
-        return values if values.flags.aligned else frozen(values.copy())
+        # Small chunks share a page with others and may lie at any even address; kernels want alignment, and so
+        # do the elements of vectors, which the flag of a void array does not tell.
+        aligned = values.flags.aligned and (dtype[-1:] == "1" or values.__array_interface__["data"][0] % 8 == 0)
+        return values if aligned else frozen(values.copy())
 
     def chunk_bounds(self, column_id: int) -> list[tuple[int, int]]:
         """First and last + 1 row of each chunk of a column."""
