@@ -135,6 +135,8 @@ def list_decoder(dtype: DType) -> Callable[[Buffer], list[Any]]:
 
 def _decode_values(raw: Buffer, is_text: bool) -> list[Any]:
     data = bytes(raw)
+    if not data:
+        return []  # of a null, which takes no bytes; the caller drops it
     count = int.from_bytes(data[:_WORD], "little")
     start = _WORD * (1 + count)
     if len(data) < start:

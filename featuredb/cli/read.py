@@ -66,6 +66,8 @@ def join(
         raise click.BadParameter(f"must end in one of {', '.join(_OUTPUT_SUFFIXES)}.", param_hint="OUT")
     began = time.perf_counter()
     with fdb.open(file, read_only=True) as db:
+        if out.lower().endswith(".csv"):
+            _refuse_nested(db, wanted)
         training = db.get_historical_features(
             entities,
             wanted,
@@ -82,6 +84,19 @@ def join(
         print_json({"rows": rows, "out": out, "bytes": nbytes, "commit_id": commit, "seconds": seconds})
     else:
         click.echo(f"{out}: {count(rows, 'row')}, {size(nbytes)}, joined at commit {commit} in {seconds:.2f} s")
+
+
+def _refuse_nested(db: Database, wanted: str | Sequence[str]) -> None:
+    """An `InputError` that names every feature asked for that a CSV file cannot hold."""
+    asked = set(_references(db, wanted))
+    problems = [
+        Problem(f"is {feature.dtype}, which a CSV file cannot hold; write a .parquet file", feature.name)
+        for table in dict.fromkeys(split_reference(reference)[0] for reference in asked)
+        for feature in db.get_feature_table(table).features
+        if f"{table}:{feature.name}" in asked and DTYPES[feature.dtype].is_nested
+    ]
+    if problems:
+        raise input_error("features", problems)
 
 
 def _write_csv(training: TrainingSet, path: str) -> int:
@@ -137,10 +152,13 @@ def get(
     print_table(("key", "feature", "value", "status"), rows)
 
 
+def _references(db: Database, wanted: str | Sequence[str]) -> Sequence[str]:
+    return db.get_feature_service(wanted).features if isinstance(wanted, str) else wanted
+
+
 def _entities(db: Database, wanted: str | Sequence[str]) -> dict[str, str]:
     """The entities of the features asked for, with their dtypes."""
-    references = db.get_feature_service(wanted).features if isinstance(wanted, str) else wanted
-    tables = dict.fromkeys(split_reference(reference)[0] for reference in references)
+    tables = dict.fromkeys(split_reference(reference)[0] for reference in _references(db, wanted))
     names = dict.fromkeys(name for table in tables for name in db.get_feature_table(table).entities)
     return {name: db.get_entity(name).dtype for name in names}
 

@@ -89,10 +89,10 @@ def from_sequences(values: Sequence[Any], target: Target, convert: Convert, nan_
     return _pack(_Ragged(_joined(present.tolist()), lengths, valid, show), target, convert, bad)
 
 
-def _kind(one: type[Any]) -> str:
+def _kind(one: Any) -> str:
     if issubclass(one, list | tuple | np.ndarray):
         return _SEQUENCE
-    kind: str = kind_of(one)  # type: ignore[arg-type] (mypy takes the metaclass for unhashable)
+    kind = kind_of(one)
     return _SEQUENCE if kind not in _SCALAR_KINDS and hasattr(one, "__array__") and hasattr(one, "__len__") else kind
 
 

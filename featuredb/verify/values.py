@@ -8,6 +8,7 @@ import numpy as np
 
 from featuredb.columns import Column, Heap
 from featuredb.limits import TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
+from featuredb.nested import elements
 from featuredb.schema import DTYPES
 
 
@@ -25,7 +26,11 @@ def utf8_fault(heap: Heap) -> str | None:
 
 
 def value_faults(column: Column) -> Iterator[str]:
-    """What is wrong with the values of a column whose bytes are sound."""
+    """What is wrong with the values of a column whose bytes are sound; `CorruptionError` if a list is none."""
+    if column.dtype.is_nested:
+        present = column if column.valid is None else column.take(column.valid)
+        yield from value_faults(elements(present)[0])
+        return
     if column.dtype == DTYPES["string"] and column.heap is not None:
         fault = utf8_fault(column.heap)
         if fault is not None:
