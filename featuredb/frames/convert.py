@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featuredb.columns import Column
 from featuredb.errors import InputError, Problem
 from featuredb.frames.from_arrow import arrow, from_arrow
-from featuredb.frames.nested import from_array, from_sequences
+from featuredb.frames.nested import from_array, from_sequences, polars_to_arrow
 from featuredb.frames.outcome import Outcome, Target, from_dictionary, short
 from featuredb.frames.outcome import from_numpy as from_scalar_array
 from featuredb.frames.outcome import from_objects as from_scalars
@@ -132,7 +132,7 @@ def _convert(values: Any, target: Target) -> Outcome:
         arrow()
         if str(values.dtype) == "Object":  # Arrow has no such type
             return _from_objects(values.to_list(), target, nan_is_null=False)
-        return from_arrow(values.to_arrow(), target)
+        return from_arrow(polars_to_arrow(values), target)
     if hasattr(values, "__array__"):
         return _from_numpy(np.asarray(values), target)
     if hasattr(values, "__arrow_array__"):

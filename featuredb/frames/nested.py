@@ -164,6 +164,15 @@ def _other_length(length: int, rows: int, target: Target) -> Outcome | None:
 
 
 # --- Arrow ------------------------------------------------------------------------------------------
+def polars_to_arrow(values: Any) -> Any:
+    """A Polars series as an Arrow array; slices of arrays of fixed size too, which Polars 1.0 gives a wrong offset."""
+    arrow = values.to_arrow()
+    size = getattr(arrow.type, "list_size", None)
+    if size is not None and hasattr(arrow, "offset") and len(arrow.values) < (arrow.offset + len(arrow)) * size:
+        return values.arr.to_list().to_arrow()
+    return arrow
+
+
 def from_arrow_lists(values: Any, target: Target, convert: Convert) -> Outcome:
     """An Arrow array of lists, large lists, list views or lists of fixed size, not all of them null."""
     pa = import_pyarrow("reading Arrow, Polars or Parquet data")
@@ -181,11 +190,15 @@ def from_arrow_lists(values: Any, target: Target, convert: Convert) -> Outcome:
         refused = _other_length(kind.list_size, rows, target)
         if refused is not None:
             return refused
-        lengths = np.where(valid, kind.list_size, 0).astype(np.int64)
+        offsets = (values.offset + np.arange(rows + 1)) * kind.list_size
     else:
-        lengths = np.where(valid, np.diff(values.offsets.to_numpy()), 0).astype(np.int64)
-    # Unlike `values.values` this leaves out what lies under nulls and beyond a slice, and copies only if it must.
-    items = values.flatten()
+        offsets = values.offsets.to_numpy()
+    # Not `values.flatten()`: that of pyarrow 16 aborts the process for some slices with nulls.
+    spans = np.diff(offsets)
+    items = values.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
+    lengths = np.where(valid, spans, 0).astype(np.int64)
+    if lengths.sum() != len(items):
+        items = items.filter(pa.array(np.repeat(valid, spans)))
     return _pack(_Ragged(items, lengths, valid, lambda row: short(values[row].as_py())), target, convert, [])
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from featuredb.errors import FileError, InputError, Problem, input_error
 from featuredb.frames.arrays import first_line, import_pyarrow
@@ -66,6 +70,8 @@ class ParquetWriter:
         from pyarrow import parquet
 
         with self._explained():
+            if not writes_null_vectors():
+                table = _without_fixed_sizes(table)
             if self._writer is None:
                 self._writer = parquet.ParquetWriter(self._temporary, table.schema, compression="zstd")
             elif not table.schema.equals(self._writer.schema):
@@ -139,3 +145,43 @@ class ParquetWriter:
                 f"cannot write {self._path}: Parquet cannot hold a column: {first_line(error)}; "
                 "leave the column out or give it another dtype"
             ) from error
+
+
+@lru_cache(maxsize=1)
+def writes_null_vectors() -> bool:
+    """Whether this pyarrow writes, and reads, lists of a fixed size of which some are null; early ones do not."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({"vector": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int8(), 2))})
+    file = io.BytesIO()
+    try:
+        parquet.write_table(table, file)
+        parquet.read_table(file)
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _without_fixed_sizes(table: Any) -> Any:
+    """The table with its lists of fixed size as lists."""
+    import pyarrow as pa
+
+    for place, field in enumerate(table.schema):
+        if pa.types.is_fixed_size_list(field.type):
+            kind = pa.list_(field.type.value_type)
+            chunks = [_as_lists(chunk, kind) for chunk in table.column(place).chunks]
+            table = table.set_column(place, field.with_type(kind), pa.chunked_array(chunks, type=kind))
+    return table
+
+
+def _as_lists(vectors: Any, kind: Any) -> Any:
+    import pyarrow as pa
+
+    valid = vectors.is_valid().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(valid) * vectors.type.list_size]).astype(np.int32)
+    buffers = [pa.py_buffer(np.packbits(valid, bitorder="little")), pa.py_buffer(offsets)]
+    size = vectors.type.list_size
+    items = vectors.values.slice(vectors.offset * size, len(vectors) * size)
+    items = items.filter(pa.array(np.repeat(valid, size)))
+    return pa.Array.from_buffers(kind, len(vectors), buffers, children=[items])
