@@ -133,7 +133,14 @@ def _pandas(columns: Columns) -> Any:
 def _polars(columns: Columns) -> Any:
     import polars as pl
 
-    return pl.from_arrow(_arrow(columns))
+    table = _arrow(columns)
+    for place, field in enumerate(table.schema):
+        if pa.types.is_fixed_size_list(field.type) and pa.types.is_timestamp(field.type.value_type):
+            # Polars 1.0 makes integers of the timestamps in vectors.
+            table = table.set_column(
+                place, field.name, pa.array(table[field.name].to_pylist(), pa.list_(field.type.value_type))
+            )
+    return pl.from_arrow(table)
 
 
 def container(kind: str, columns: Columns) -> Any:

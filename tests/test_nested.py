@@ -257,6 +257,8 @@ def arrow_forms(dtype: str, values: list[Any]) -> dict[str, Any]:
     more = [values[0]] * 3 + values + [None]
     item = kind.value_type
     plain = pa.array(values, kind)
+    # Polars 1.0 makes integers of the timestamps in vectors.
+    polars = pa.array(values, pa.list_(item)) if dtype.startswith("timestamp[") else plain
     return {
         "plain": plain,
         "slice": pa.array(more, kind).slice(3, len(values)),
@@ -265,8 +267,8 @@ def arrow_forms(dtype: str, values: list[Any]) -> dict[str, Any]:
         "chunks": pa.chunked_array([plain.slice(0, 2), plain.slice(2, 0), plain.slice(2)]),
         "items in a dictionary": _dictionary_items(values, item),
         "pandas Arrow": pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([plain]))),
-        "Polars": pl.from_arrow(plain),
-        "Polars slice": pl.from_arrow(pa.array(more, kind)).slice(3, len(values)),
+        "Polars": pl.from_arrow(polars),
+        "Polars slice": pl.from_arrow(pa.array(more, polars.type)).slice(3, len(values)),
     }
 
 
