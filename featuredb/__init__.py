@@ -30,7 +30,7 @@ from featuredb.errors import (
 )
 from featuredb.online.reader import OnlineReader
 from featuredb.online.response import OnlineArrays, OnlineResponse, Status
-from featuredb.schema import Entity, Feature, FeatureService, FeatureTable
+from featuredb.schema import Alias, Entity, Feature, FeatureService, FeatureTable
 from featuredb.sources import FileSource
 from featuredb.storage.log import Commit
 from featuredb.storage.registry import Change
@@ -38,6 +38,7 @@ from featuredb.storage.registry import Change
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alias",
     "BusyError",
     "Change",
     "ClosedError",

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from featuredb.errors import ClosedError, DefinitionError, FeatureDBError, FileError, InputError, ReadOnlyError
 from featuredb.limits import MEMORY_MAP_SIZE_BYTES, QUERIES_HELD_MAX, WRITE_TIMEOUT_SECONDS
 from featuredb.online.index import OnlineIndex
-from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, read_rows
-from featuredb.schema import Definition, Entity, FeatureService, FeatureTable, Source
+from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, query_of, read_rows
+from featuredb.schema import Alias, Definition, Entity, FeatureService, FeatureTable, Source, check_aliases
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
 from featuredb.storage.log import Commit, append_commit, commits, last_commit
 from featuredb.storage.manifest import discard_staged, drop_table, read_manifest
@@ -135,7 +135,7 @@ class Database:
         self._cache = SegmentCache()
         self._dictionaries: dict[int, KeyDictionary] = {}
         self._definitions: tuple[bytes, Registry] | None = None
-        self._queries: dict[tuple[str | tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
+        self._queries: dict[tuple[str | tuple[str, ...], tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
         self._closed = False
         # Closes a database that was dropped without close(), at the latest when the process ends.
         self._release = weakref.finalize(self, _release, env, folder, os.getpid())
@@ -488,8 +488,10 @@ class Database:
         entity_df: Any,
         features: str | FeatureService | Sequence[str],
         *,
+        aliases: Mapping[str, Alias] | None = None,
         start: Any = None,
         end: Any = None,
+        latest: bool = False,
         known_at: Any = None,
         full_feature_names: bool = False,
         include_event_timestamps: bool = False,
@@ -501,24 +503,37 @@ class Database:
         then created timestamp with key k and ``t - max_age <= event timestamp <= t``, both included;
         its values as they are. No such row, or a null key or timestamp: nulls.
 
+        Without an entity dataframe (None) the stored rows between `start` and `end` take its place, by
+        key, then event timestamp, then created timestamp. The result has the key columns, the event
+        timestamp, the created timestamp if one table is asked for and has any, and the features. One
+        table gives its rows as they are. Several, which must have the same entities, give one row for
+        each key and event timestamp that any of them has, and join at that time as above. With
+        `latest` there is one row per key: of each table the greatest row between `start` and `end`,
+        whatever the max age, at the newest of their event timestamps.
+
         Parameters
         ----------
-        entity_df : table-like
+        entity_df : table-like or None
             Keys, event timestamps, and any other columns: whatever `ingest` takes.
         features : str, FeatureService or sequence of str
             A feature service or its name, or references ``"table:feature"``.
+        aliases : mapping of str to Alias, optional
+            Tables under other names and keyed by other columns of the entity dataframe, beside those
+            of the feature service; references may be ``"alias:feature"``.
         start, end : timestamp, optional
-            Reserved for retrieval without an entity dataframe.
+            Without an entity dataframe: range of event timestamps, both included.
+        latest : bool
+            Without an entity dataframe: only the latest of each key.
         known_at : timestamp or str, optional
             Use only rows with a created timestamp up to this time, or up to that of a column of the
             entity dataframe; rows without one count by the time of the commit that ingested them (a row
             that was replaced: of the commit that replaced it, for the values it had before are gone).
         full_feature_names : bool
-            Name columns ``table__feature``.
+            Name columns ``table__feature`` or ``alias__feature``.
         include_event_timestamps : bool
             Add a column ``table__event_timestamp`` for each table: when the row that was used happened.
         event_timestamp_column : str
-            Column of `entity_df` with the timestamps.
+            Column of `entity_df`, or without one of the result, with the timestamps.
 
         Returns
         -------
@@ -531,22 +546,35 @@ class Database:
             If a table, feature or service does not exist.
         InputError
             If columns are missing or names collide; on conversion, if keys or timestamps have a wrong dtype.
+
+        Examples
+        --------
+        >>> import featuredb as fdb
+        >>> with fdb.open(":memory:") as db:
+        ...     _ = db.apply([
+        ...         fdb.Entity("city", "string"),
+        ...         fdb.FeatureTable("weather", ["city"], [fdb.Feature("temp", "float64")]),
+        ...     ])
+        ...     times = ["2024-05-01", "2024-05-02", "2024-05-01"]
+        ...     data = {"city": ["Oslo", "Oslo", "Bergen"], "event_timestamp": times, "temp": [9.5, 11.0, 8.0]}
+        ...     _ = db.ingest("weather", data)
+        ...     every = db.get_historical_features(None, ["weather:temp"], start="2024-05-01", end="2024-05-02")
+        ...     latest = db.get_historical_features(None, ["weather:temp"], latest=True, end="2024-05-01T12:00Z")
+        ...     [training.to_numpy()["temp"].tolist() for training in (every, latest)]
+        [[8.0, 9.5, 11.0], [8.0, 9.5]]
         """
-        from featuredb.frames import open_table
-        from featuredb.offline.training import TrainingSet
+        from featuredb.offline.retrieve import training_set
 
         self._check_open()
-        if entity_df is None or start is not None or end is not None:
-            raise InputError(
-                "retrieval without an entity dataframe (entity_df=None, start, end) is not supported by this version; "
-                "give a dataframe of keys and timestamps"
-            )
-        return TrainingSet(
+        return training_set(
             self._snapshot,
             self._cache,
             self._dictionary,
-            open_table(entity_df, "entity dataframe"),
-            _names(features),
+            entity_df,
+            features if isinstance(features, FeatureService) else _names(features),
+            _range(start, end),
+            latest=latest,
+            aliases=aliases,
             known_at=known_at,
             full_feature_names=full_feature_names,
             include_event_timestamps=include_event_timestamps,
@@ -556,20 +584,21 @@ class Database:
     # --- serve --------------------------------------------------------------------------------
 
     def _online_query(
-        self, registry: Registry, features: str | FeatureService | Sequence[str], full_feature_names: bool
+        self,
+        registry: Registry,
+        features: str | FeatureService | Sequence[str],
+        aliases: Mapping[str, Alias] | None,
+        full_feature_names: bool,
     ) -> OnlineQuery:
+        if isinstance(features, FeatureService):
+            aliases = {**features.aliases, **check_aliases(aliases, "features")}
         names = _names(features)
-        key = (names if isinstance(names, str) else tuple(map(str, names)), full_feature_names)
+        named = tuple(map(repr, check_aliases(aliases, "features").items()))
+        key = (names if isinstance(names, str) else tuple(map(str, names)), named, full_feature_names)
         held = self._queries.get(key)
         if held is not None and held[0] is registry:
             return held[1]
-        references = registry.references(names)
-        hidden = sorted({table.name for table, _ in references if not table.definition.online})
-        if hidden:
-            raise DefinitionError(f"feature table {', '.join(hidden)} is not kept online; define it with online=True")
-        query = OnlineQuery(
-            [(table, [name], [f"{table.name}__{name}" if full_feature_names else name]) for table, name in references]
-        )
+        query = query_of(registry.references(names, aliases), full_feature_names)
         if len(self._queries) >= QUERIES_HELD_MAX:
             self._queries.clear()
         self._queries[key] = (registry, query)
@@ -580,6 +609,7 @@ class Database:
         features: str | FeatureService | Sequence[str],
         entity_rows: Any,
         *,
+        aliases: Mapping[str, Alias] | None = None,
         now: Any = None,
         full_feature_names: bool = False,
     ) -> OnlineResponse:
@@ -590,11 +620,14 @@ class Database:
         features : str, FeatureService or sequence of str
             A feature service or its name, or references ``"table:feature"``.
         entity_rows : list of dicts, dict of sequences or arrays, or dataframe
-            One value for each entity of the tables, by entity name.
+            One value for each entity of the tables, by entity name, or by the column that an alias names.
+        aliases : mapping of str to Alias, optional
+            Tables under other names and keyed by other columns, beside those of the feature service;
+            references may be ``"alias:feature"``.
         now : timestamp, optional
             What max ages are measured from; the current time if left out.
         full_feature_names : bool
-            Name outputs ``table__feature``.
+            Name outputs ``table__feature`` or ``alias__feature``.
 
         Returns
         -------
@@ -612,11 +645,15 @@ class Database:
 
         now_us = now_in_us(now)
         with self._snapshot() as (txn, registry):
-            query = self._online_query(registry, features, full_feature_names)
+            query = self._online_query(registry, features, aliases, full_feature_names)
             return read_rows(txn, query, key_columns(query.entities, entity_rows), now_us)
 
     def online_reader(
-        self, features: str | FeatureService | Sequence[str], *, full_feature_names: bool = False
+        self,
+        features: str | FeatureService | Sequence[str],
+        *,
+        aliases: Mapping[str, Alias] | None = None,
+        full_feature_names: bool = False,
     ) -> OnlineReader:
         """A prepared reader for hot loops: names are resolved once, and every new commit is seen.
 
@@ -624,8 +661,11 @@ class Database:
         ----------
         features : str, FeatureService or sequence of str
             A feature service or its name, or references ``"table:feature"``.
+        aliases : mapping of str to Alias, optional
+            As for `get_online_features`: a key is then a dict by column, or a tuple in the order in which
+            the features name their columns.
         full_feature_names : bool
-            Name outputs ``table__feature``.
+            Name outputs ``table__feature`` or ``alias__feature``.
 
         Returns
         -------
@@ -633,10 +673,10 @@ class Database:
             With ``get(key)`` and ``get_many(keys)``.
         """
         self._check_open()
-        names = _names(features)
+        asked = features if isinstance(features, FeatureService) else _names(features)
 
         def resolve(txn: ReadTxn) -> OnlineQuery:
-            return self._online_query(self._registry(txn), names, full_feature_names)
+            return self._online_query(self._registry(txn), asked, aliases, full_feature_names)
 
         return OnlineReader(self._env, resolve, registry_state)
 

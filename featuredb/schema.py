@@ -1,4 +1,4 @@
-"""The vocabulary: dtypes, Entity, Feature, FeatureTable, FeatureService. Frozen, pure, checked when made."""
+"""The vocabulary: dtypes, Entity, Feature, FeatureTable, Alias, FeatureService. Frozen, pure, checked when made."""
 
 from __future__ import annotations
 
@@ -409,6 +409,73 @@ class FeatureTable:
 
 
 @dataclass(frozen=True)
+class Alias:
+    """A feature table joined by other columns than its entities' names: a second role of the same entity.
+
+    Parameters
+    ----------
+    table : str
+        Name of the feature table.
+    keys : mapping of str to str
+        Entity of the table to the column that holds its values, in the entity dataframe and in the
+        entity rows of online reads. Entities left out keep their own names.
+
+    Raises
+    ------
+    DefinitionError
+        If the table is not a name, or `keys` is empty or maps anything but names to columns.
+
+    Examples
+    --------
+    >>> import featuredb as fdb
+    >>> with fdb.open(":memory:") as db:
+    ...     _ = db.apply([
+    ...         fdb.Entity("airport", "string"),
+    ...         fdb.FeatureTable("weather", ["airport"], [fdb.Feature("temp", "float64")]),
+    ...     ])
+    ...     data = {"airport": ["JFK", "LAX"], "event_timestamp": ["2013-01-01", "2013-01-01"], "temp": [3.5, 17.0]}
+    ...     _ = db.ingest("weather", data)
+    ...     aliases = {
+    ...         "origin_weather": fdb.Alias("weather", {"airport": "origin_id"}),
+    ...         "dest_weather": fdb.Alias("weather", {"airport": "dest_id"}),
+    ...     }
+    ...     flights = {"origin_id": ["JFK"], "dest_id": ["LAX"], "event_timestamp": ["2013-01-01T06:00"]}
+    ...     training = db.get_historical_features(
+    ...         flights, ["origin_weather:temp", "dest_weather:temp"], aliases=aliases, full_feature_names=True
+    ...     )
+    ...     {name: values.tolist() for name, values in training.to_numpy().items()}
+    {'origin_weather__temp': [3.5], 'dest_weather__temp': [17.0]}
+    """
+
+    table: str
+    keys: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        where = f"alias of {self.table!r}"
+        check_name(self.table, where)
+        if not isinstance(self.keys, Mapping) or not all(
+            isinstance(name, str) and isinstance(column, str) and column for name, column in self.keys.items()
+        ):
+            raise DefinitionError(f"{where}: keys must map entity names to column names, not {self.keys!r}")
+        if not self.keys:
+            raise DefinitionError(f"{where}: keys is empty; map an entity to a column, or ask for the table itself")
+        _set(self, keys=dict(self.keys))
+
+
+def check_aliases(aliases: object, where: str) -> dict[str, Alias]:
+    """`aliases` as a dict from valid names to `Alias`, or a `DefinitionError`."""
+    if aliases is None:
+        return {}
+    if not isinstance(aliases, Mapping):
+        raise DefinitionError(f"{where}: aliases must map names to fdb.Alias objects, not {aliases!r}")
+    for name, alias in aliases.items():
+        check_name(name, f"{where}: alias")
+        if not isinstance(alias, Alias):
+            raise DefinitionError(f"{where}: alias {name!r} must be an fdb.Alias, not {alias!r}")
+    return dict(aliases)
+
+
+@dataclass(frozen=True)
 class FeatureService:
     """A named list of feature references: what one model reads, in training and in serving.
 
@@ -420,11 +487,14 @@ class FeatureService:
         References ``"table:feature"``, at least one, no two alike.
     labels, description
         Free labels and text.
+    aliases : mapping of str to Alias
+        Tables under other names, keyed by other columns; references may use these names:
+        ``"alias:feature"``.
 
     Raises
     ------
     DefinitionError
-        If the name or a reference is malformed or given twice.
+        If the name, a reference or an alias is malformed, or a reference is given twice.
 
     Examples
     --------
@@ -437,6 +507,7 @@ class FeatureService:
     features: Sequence[str]
     labels: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"feature service {self.name!r}"
@@ -455,7 +526,15 @@ class FeatureService:
         twice = sorted({reference for reference in references if references.count(reference) > 1})
         if twice:
             raise DefinitionError(f"{where}: {', '.join(map(repr, twice))} stands more than once; remove the repeats")
-        _set(self, features=references, labels=_check_labels(self.labels, where))
+        aliases = check_aliases(self.aliases, where)
+        _set(self, features=references, labels=_check_labels(self.labels, where), aliases=aliases)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the feature tables it reads or has an alias of."""
+        prefixes = [reference.partition(":")[0] for reference in self.features]
+        used = [name for name in prefixes if name not in self.aliases]
+        return tuple(dict.fromkeys([*used, *(alias.table for alias in self.aliases.values())]))
 
 
 Definition = Entity | FeatureTable | FeatureService

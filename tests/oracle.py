@@ -97,6 +97,17 @@ class Table:
                 best = row
         return best
 
+    def stored(self, start: int | None = None, end: int | None = None, known_at: int | None = None) -> list[Row]:
+        """The rows from `start` to `end`, both included, known by `known_at`; by key, then in the total order."""
+        rows = [
+            row
+            for row in self.history
+            if (start is None or row.event >= start)
+            and (end is None or row.event <= end)
+            and (known_at is None or row.known_from <= known_at)
+        ]
+        return sorted(rows, key=lambda row: (row.key, row.order))
+
     def read(self, key: Key, now: int) -> tuple[dict[str, Any], dict[str, str], int | None]:
         """Online values, the name of each one's status, and the event timestamp."""
         row = None

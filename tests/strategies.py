@@ -160,7 +160,8 @@ def container(kind: str, columns: Columns) -> Any:
 
 def small_batches(patch: pytest.MonkeyPatch, rows: int) -> None:
     """Make ingests and joins work in batches of this many rows, whatever the data."""
-    for name in ("ingest.INGEST_BATCH_ROWS", "ingest.INGEST_MEMORY_ROWS", "training.JOIN_BATCH_ROWS"):
+    names = ("ingest.INGEST_BATCH_ROWS", "ingest.INGEST_MEMORY_ROWS", "training.JOIN_BATCH_ROWS")
+    for name in (*names, "retrieve.JOIN_BATCH_ROWS"):
         patch.setattr(f"featuredb.offline.{name}", rows)
 
 

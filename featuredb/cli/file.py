@@ -103,6 +103,9 @@ def tables(file: str, as_json: bool) -> None:
         click.secho(f"feature service {service.name}", bold=True, nl=False)
         click.echo(f": {cell(service.description)}" if service.description else "")
         click.echo(f"  features  {', '.join(service.features)}")
+        for name, alias in service.aliases.items():
+            keys = ", ".join(f"{entity}={cell(column)}" for entity, column in alias.keys.items())
+            click.echo(f"  alias     {name}: {alias.table} by {keys}")
     if not definitions:
         click.echo("no feature tables: define some with Database.apply()")
 

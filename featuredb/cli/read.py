@@ -157,10 +157,16 @@ def _references(db: Database, wanted: str | Sequence[str]) -> Sequence[str]:
 
 
 def _entities(db: Database, wanted: str | Sequence[str]) -> dict[str, str]:
-    """The entities of the features asked for, with their dtypes."""
-    tables = dict.fromkeys(split_reference(reference)[0] for reference in _references(db, wanted))
-    names = dict.fromkeys(name for table in tables for name in db.get_feature_table(table).entities)
-    return {name: db.get_entity(name).dtype for name in names}
+    """The entities of the features asked for, or the key columns of aliases, with their dtypes."""
+    service = db.get_feature_service(wanted) if isinstance(wanted, str) else None
+    references, aliases = (wanted, {}) if service is None else (service.features, service.aliases)
+    dtypes = {}
+    for name in dict.fromkeys(split_reference(reference)[0] for reference in references):
+        alias = aliases.get(name)
+        columns = {} if alias is None else alias.keys
+        for entity in db.get_feature_table(name if alias is None else alias.table).entities:
+            dtypes[columns.get(entity, entity)] = db.get_entity(entity).dtype
+    return dtypes
 
 
 def parse_keys(keys: Sequence[str], entities: Mapping[str, str]) -> dict[str, list[Any]]:

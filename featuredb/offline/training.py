@@ -20,12 +20,13 @@ from featuredb.frames.write import EntityFrame, ParquetWriter
 from featuredb.limits import ABSENT_US, JOIN_BATCH_ROWS
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.prepare import missing_columns
-from featuredb.offline.search import Gatherer, Query, make_query, search, with_max_age
-from featuredb.schema import DTYPES, FeatureService
+from featuredb.offline.search import Found, Gatherer, Query, make_query, search, with_max_age
+from featuredb.schema import DTYPES, Alias, FeatureService
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import encode_keys, too_long
 from featuredb.storage.log import commit_times, last_commit
 from featuredb.storage.manifest import read_manifest
+from featuredb.storage.references import TableUse
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache
 
@@ -36,12 +37,16 @@ _SUBJECT = "entity dataframe"
 class Selection:
     """What a join produces: for each table its features, in the order asked, and their output names."""
 
-    outputs: Sequence[tuple[StoredTable, str, str]]
+    outputs: Sequence[tuple[TableUse, str, str]]
     event_timestamps: Mapping[str, str]
 
     @property
+    def uses(self) -> list[TableUse]:
+        return list({use.name: use for use, _, _ in self.outputs}.values())
+
+    @property
     def tables(self) -> list[StoredTable]:
-        return list({table.id: table for table, _, _ in self.outputs}.values())
+        return list({use.table.id: use.table for use, _, _ in self.outputs}.values())
 
 
 def output_name(table: str, feature: str, full_feature_names: bool) -> str:
@@ -50,11 +55,12 @@ def output_name(table: str, feature: str, full_feature_names: bool) -> str:
 
 
 def select(
-    references: Sequence[tuple[StoredTable, str]],
+    references: Sequence[tuple[TableUse, str]],
     columns: Sequence[str],
     *,
     full_feature_names: bool,
     include_event_timestamps: bool,
+    subject: str = _SUBJECT,
 ) -> Selection:
     """Name the output columns; an `InputError` lists every collision and its remedy."""
     outputs = [(table, name, output_name(table.name, name, full_feature_names)) for table, name in references]
@@ -67,7 +73,7 @@ def select(
         if names.count(name) > 1
     ]
     problems += [
-        Problem(f"a feature would be named like this column of the entity dataframe; {remedy}", column=name)
+        Problem(f"a feature would be named like this column of the {subject}; {remedy}", column=name)
         for name in dict.fromkeys(names)
         if name in columns
     ]
@@ -122,22 +128,16 @@ class Joiner:
         if known is not None:
             known_us, times_of_commits = known.data, self._commit_times
             usable = usable if known.valid is None else usable & known.valid
-        queries: dict[int, Query] = {}
-        gatherers: dict[int, Gatherer] = {}
-        events: dict[str, Column] = {}
-        for table in self._selection.tables:
-            if table.space_id not in queries:
-                codes = self._codes(table, keys, frame.rows)
-                queries[table.space_id] = make_query(codes, times.data, usable, known_us, times_of_commits)
-            query = with_max_age(queries[table.space_id], table.definition.max_age_us)
-            found = search(self._readers[table.id], query)
-            gatherers[table.id] = Gatherer(found)
-            if table.name in self._selection.event_timestamps:
-                events[self._selection.event_timestamps[table.name]] = _timestamps(found.event_out())
-        columns = {}
-        for table, feature, name in self._selection.outputs:
-            columns[name] = gatherers[table.id].feature(table.feature_ids[feature], table.dtype_of(feature))
-        return {**columns, **events}
+        queries: dict[tuple[int, tuple[str, ...]], Query] = {}
+        founds: dict[str, Found] = {}
+        for use in self._selection.uses:
+            space = (use.table.space_id, use.columns)
+            if space not in queries:
+                codes = self._codes(use, keys, frame.rows)
+                queries[space] = make_query(codes, times.data, usable, known_us, times_of_commits)
+            query = with_max_age(queries[space], use.table.definition.max_age_us)
+            founds[use.name] = search(self._readers[use.table.id], query)
+        return gather(self._selection, founds)
 
     def _read(self, frame: Frame, first_row: int) -> tuple[dict[str, Column], Column, Column | None]:
         """Entity key columns, event timestamps and known_at of the batch; all problems in one error."""
@@ -152,11 +152,7 @@ class Joiner:
                 problems.append(Problem(bad.reason, name, first_row + int(bad.rows[0]), value, len(bad.rows)))
             return result.column
 
-        dtypes = {
-            name: dtype.name
-            for table in self._selection.tables
-            for name, dtype in zip(table.definition.entities, table.key_dtypes, strict=True)
-        }
+        dtypes = {name: dtype.name for use in self._selection.uses for name, dtype in use.key_dtypes.items()}
         keys = {name: convert(name, dtype) for name, dtype in dtypes.items()}
         times = convert(self._event_column, "timestamp")
         known = None
@@ -172,9 +168,9 @@ class Joiner:
     def _commit_times(self) -> NDArray[np.int64]:
         return np.array(commit_times(self._txn), dtype=np.int64)
 
-    def _codes(self, table: StoredTable, keys: Mapping[str, Column], rows: int) -> NDArray[np.int32]:
+    def _codes(self, use: TableUse, keys: Mapping[str, Column], rows: int) -> NDArray[np.int32]:
         """The code of each row's key, -1 where it is null, unknown or too long to be stored."""
-        columns = [keys[name] for name in table.definition.entities]
+        columns = [keys[name] for name in use.columns]
         present = np.ones(rows, dtype=np.bool_)
         for column in columns:
             if column.valid is not None:
@@ -186,11 +182,23 @@ class Joiner:
             present[np.flatnonzero(present)[long]] = False
             encoded = encoded.take(np.setdiff1d(np.arange(len(encoded)), long))
         if len(encoded):
-            codes[present] = self._dictionary_of(table).lookup(self._txn, encoded)
+            codes[present] = self._dictionary_of(use.table).lookup(self._txn, encoded)
         return codes
 
 
-def _timestamps(values: NDArray[np.int64]) -> Column:
+def gather(selection: Selection, founds: Mapping[str, Found]) -> dict[str, Column]:
+    """The output columns of what was found, by the name of each table's use."""
+    gatherers = {name: Gatherer(found) for name, found in founds.items()}
+    columns = {}
+    for use, feature, name in selection.outputs:
+        columns[name] = gatherers[use.name].feature(use.table.feature_ids[feature], use.table.dtype_of(feature))
+    for use_name, name in selection.event_timestamps.items():
+        columns[name] = timestamps(founds[use_name].event_out())
+    return columns
+
+
+def timestamps(values: NDArray[np.int64]) -> Column:
+    """Timestamps, null where `ABSENT_US`."""
     valid = values != ABSENT_US
     if valid.all():
         return Column(DTYPES["timestamp"], values)
@@ -233,6 +241,7 @@ class TrainingSet:
         given: TableInput,
         features: str | FeatureService | Sequence[str],
         *,
+        aliases: Mapping[str, Alias] | None,
         known_at: object,
         full_feature_names: bool,
         include_event_timestamps: bool,
@@ -243,6 +252,7 @@ class TrainingSet:
         self._dictionary_of = dictionary_of
         self._given = given
         self._features = features
+        self._aliases = aliases
         self._known_at = _known_at(known_at, given.names)
         self._full_feature_names = full_feature_names
         self._include_event_timestamps = include_event_timestamps
@@ -258,7 +268,7 @@ class TrainingSet:
 
     def _select(self, registry: Registry) -> Selection:
         return select(
-            registry.references(self._features),
+            registry.references(self._features, self._aliases),
             self._given.names,
             full_feature_names=self._full_feature_names,
             include_event_timestamps=self._include_event_timestamps,
@@ -266,7 +276,10 @@ class TrainingSet:
 
     def _check(self, selection: Selection) -> list[str]:
         """The columns of the entity dataframe that the join reads; `InputError` if any is missing."""
-        roles = {name: "entity" for table in selection.tables for name in table.definition.entities}
+        roles: dict[str, str] = {}
+        for use in selection.uses:
+            for name in use.columns:
+                roles.setdefault(name, use.role(name))
         roles[self._event_column] = "event timestamp; name it with event_timestamp_column"
         if isinstance(self._known_at, str):
             roles[self._known_at] = "known_at"

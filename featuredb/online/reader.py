@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Column, zeroed
-from featuredb.errors import InputError, Problem, input_error
+from featuredb.errors import DefinitionError, InputError, Problem, input_error
 from featuredb.frames.convert import as_us
 from featuredb.limits import KEY_BYTES_MAX
 from featuredb.online.index import OnlineIndex, OnlineRows
@@ -20,6 +20,7 @@ from featuredb.online.row import HEADER_BYTES, RowReader, damaged
 from featuredb.schema import DType
 from featuredb.storage.env import Env, ReadTxn
 from featuredb.storage.keys import encode_keys, value_encoder
+from featuredb.storage.references import TableUse
 from featuredb.storage.registry import StoredTable
 
 # A union would be built anew at each call.
@@ -34,13 +35,15 @@ def now_in_us(now: object = None) -> int:
 class _TablePlan:
     """What a query asks of one table, with all that does not depend on the key worked out."""
 
-    def __init__(self, table: StoredTable, entities: Sequence[str]) -> None:
+    def __init__(self, use: TableUse, columns: Sequence[str]) -> None:
+        table = use.table
         self.index = OnlineIndex(table)
         self.name = table.definition.name
+        self.use_name = use.name
         self.prefix = self.index.prefix
         self.max_age_us = table.definition.max_age_us
-        self.entities = tuple(table.definition.entities)
-        self.key_places = [entities.index(name) for name in self.entities]
+        self.columns = use.columns
+        self.key_places = [columns.index(name) for name in self.columns]
         self.features: list[str] = []
         self.outputs: list[str] = []
         self._readers: dict[int, RowReader] = {}
@@ -75,7 +78,7 @@ class _TablePlan:
 
     def read(self, txn: ReadTxn, keys: Mapping[str, Column]) -> OnlineRows:
         """Rows of many keys; a key with a null in it has none."""
-        columns = [keys[name] for name in self.entities]
+        columns = [keys[name] for name in self.columns]
         masks = [column.valid for column in columns if column.valid is not None]
         if not masks:
             return self.index.read(txn, encode_keys(columns), self.features)
@@ -92,26 +95,30 @@ class OnlineQuery:
 
     Parameters
     ----------
-    selections : sequence of (StoredTable, sequence of str, sequence of str)
+    selections : sequence of (TableUse or StoredTable, sequence of str, sequence of str)
         Table, its features, and the output name of each, in the order of the output. A table may
         stand more than once.
 
     Raises
     ------
     InputError
-        If two output names are equal, or one equals the name of an entity.
+        If two output names are equal, or one equals the name of a key column.
     """
 
-    def __init__(self, selections: Sequence[tuple[StoredTable, Sequence[str], Sequence[str]]]) -> None:
+    def __init__(self, selections: Sequence[tuple[TableUse | StoredTable, Sequence[str], Sequence[str]]]) -> None:
+        chosen = [
+            (given if isinstance(given, TableUse) else TableUse.of(given), features, outputs)
+            for given, features, outputs in selections
+        ]
+        # Key columns: the entities' own names, or what aliases make of them.
         self.entities: dict[str, DType] = {}
-        for table, _, _ in selections:
-            for name, dtype in zip(table.definition.entities, table.key_dtypes, strict=True):
-                self.entities.setdefault(name, dtype)
+        for use, _, _ in chosen:
+            self.entities.update(use.key_dtypes)
         names = list(self.entities)
-        plans: dict[int, _TablePlan] = {}
+        plans: dict[str, _TablePlan] = {}
         self.names: list[str] = []
-        for table, features, outputs in selections:
-            plan = plans.get(table.id) or plans.setdefault(table.id, _TablePlan(table, names))
+        for use, features, outputs in chosen:
+            plan = plans.get(use.name) or plans.setdefault(use.name, _TablePlan(use, names))
             plan.features += features
             plan.outputs += outputs
             self.names += outputs
@@ -162,6 +169,16 @@ class OnlineQuery:
             return [encode_keys([c]).tolist()[0] if c.valid is None or c.valid[0] else None for c in columns.values()]
 
 
+def query_of(references: Sequence[tuple[TableUse, str]], full_feature_names: bool) -> OnlineQuery:
+    """The query of some features; `DefinitionError` if a table of theirs is not kept online."""
+    hidden = sorted({use.table.name for use, _ in references if not use.table.definition.online})
+    if hidden:
+        raise DefinitionError(f"feature table {', '.join(hidden)} is not kept online; define it with online=True")
+    return OnlineQuery(
+        [(use, [name], [f"{use.name}__{name}" if full_feature_names else name]) for use, name in references]
+    )
+
+
 def read_rows(txn: ReadTxn, query: OnlineQuery, keys: Mapping[str, Column], now_us: int) -> OnlineResponse:
     """Values and statuses of many keys.
 
@@ -187,7 +204,7 @@ def read_rows(txn: ReadTxn, query: OnlineQuery, keys: Mapping[str, Column], now_
             outside = rows.found & (rows.event < now_us - plan.max_age_us)
         for feature, name in zip(plan.features, plan.outputs, strict=True):
             features[name], codes[name] = _with_status(rows.columns[feature], rows.found, outside)
-        events[plan.name] = rows.event.view("datetime64[us]")
+        events[plan.use_name] = rows.event.view("datetime64[us]")
     return OnlineResponse(
         {name: keys[name] for name in query.entities},
         {name: features[name] for name in query.names},

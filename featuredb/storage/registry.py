@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from featuredb.errors import DefinitionError, NotFoundError
 from featuredb.limits import BATCH_BYTES_TARGET, NS_DEFINITION, TABLES_MAX
-from featuredb.schema import DTYPES, Definition, DType, Entity, Feature, FeatureService, FeatureTable, split_reference
+from featuredb.schema import DTYPES, Alias, Definition, DType, Entity, Feature, FeatureService, FeatureTable
 from featuredb.sources import source_from_record
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.records import pack, unpack
+from featuredb.storage.references import TableUse, resolve
 
 D = TypeVar("D")
 
@@ -92,34 +93,11 @@ class Registry:
     def service(self, name: str) -> FeatureService:
         return _find(self.services, name, "feature service")
 
-    def references(self, features: str | FeatureService | Sequence[str]) -> list[tuple[StoredTable, str]]:
-        """Resolve a service, its name, or a list of ``"table:feature"`` to (table, feature) pairs."""
-        if isinstance(features, str) and ":" not in features:
-            features = self.service(features)
-        if isinstance(features, FeatureService):
-            features = features.features
-        asked = [features] if isinstance(features, str) else list(features)
-        if not asked:
-            raise DefinitionError("features: no feature was asked for; name a feature service or 'table:feature'")
-        resolved, problems = [], []
-        missing = False
-        for reference in asked:
-            try:
-                table_name, feature = split_reference(reference)
-                table = self.table(table_name)
-                if feature not in table.feature_ids:
-                    raise NotFoundError(_missing_feature(table, feature))
-                resolved.append((table, feature))
-            except (DefinitionError, NotFoundError) as error:
-                missing = missing or isinstance(error, NotFoundError)
-                problems.append(str(error))
-        if problems:
-            text = problems[0] if len(problems) == 1 else f"{len(problems)} problems\n  - " + "\n  - ".join(problems)
-            raise (NotFoundError if missing else DefinitionError)(f"features: {text}")
-        twice = sorted({reference for reference in asked if asked.count(reference) > 1})
-        if twice:
-            raise DefinitionError(f"features: {', '.join(map(repr, twice))} is asked for more than once; ask once")
-        return resolved
+    def references(
+        self, features: str | FeatureService | Sequence[str], aliases: Mapping[str, Alias] | None = None
+    ) -> list[tuple[TableUse, str]]:
+        """Resolve a service, its name, or a list of ``"table:feature"`` and ``"alias:feature"``."""
+        return resolve(self, features, aliases)
 
 
 def _find(definitions: Mapping[str, D], name: object, kind: str) -> D:
@@ -127,12 +105,6 @@ def _find(definitions: Mapping[str, D], name: object, kind: str) -> D:
         return definitions[name]
     known = ", ".join(sorted(definitions)) or "none yet"
     raise NotFoundError(f"no {kind} {name!r} in this file; there is: {known}")
-
-
-def _missing_feature(table: StoredTable, feature: str) -> str:
-    if feature in table.reserved:
-        return f"feature {feature!r} of table {table.name!r} was removed; it has {', '.join(table.feature_ids)}"
-    return f"feature table {table.name!r} has no feature {feature!r}; it has {', '.join(table.feature_ids)}"
 
 
 # --- records ----------------------------------------------------------------------------------
@@ -203,7 +175,7 @@ def read_registry(txn: ReadTxn) -> Registry:
         next_id,
         {name: Entity(name, **record) for name, record in records(_ENTITY, "entity")},
         {name: _table_of(name, record) for name, record in records(_TABLE, "feature table")},
-        {name: FeatureService(name, **record) for name, record in records(_SERVICE, "feature service")},
+        {name: _service_of(name, record) for name, record in records(_SERVICE, "feature service")},
         {tuple(name.split("/")): number for name, number in records(_SPACE, "key space")},
     )
 
@@ -235,7 +207,14 @@ def _service_record(service: FeatureService) -> dict[str, Any]:
         "features": list(service.features),
         "labels": dict(service.labels),
         "description": service.description,
+        "aliases": {name: [alias.table, dict(alias.keys)] for name, alias in service.aliases.items()},
     }
+
+
+def _service_of(name: str, record: Mapping[str, Any]) -> FeatureService:
+    # Services stored before there were aliases have none.
+    aliases = {alias: Alias(table, keys) for alias, (table, keys) in record.get("aliases", {}).items()}
+    return FeatureService(name, record["features"], record["labels"], record["description"], aliases)
 
 
 # --- changes ----------------------------------------------------------------------------------
@@ -288,7 +267,9 @@ def _apply_one(registry: Registry, definition: Definition) -> tuple[Registry, Ch
     if isinstance(definition, FeatureTable):
         return _apply_table(registry, definition)
     services = {**registry.services, definition.name: definition}
-    return replace(registry, services=services), _change(definition, registry.services.get(definition.name), "features")
+    return replace(registry, services=services), _change(
+        definition, registry.services.get(definition.name), "features", "aliases"
+    )
 
 
 def _change(definition: Definition, stored: Definition | None, *names: str) -> Change:
@@ -402,11 +383,7 @@ def _dangling(registry: Registry) -> Iterable[str]:
 def delete_table(registry: Registry, name: str) -> Registry:
     """The registry without the feature table `name`; refused while a service reads it."""
     registry.table(name)
-    users = [
-        service.name
-        for service in registry.services.values()
-        if any(reference.partition(":")[0] == name for reference in service.features)
-    ]
+    users = [service.name for service in registry.services.values() if name in service.tables]
     if users:
         raise DefinitionError(
             f"feature table {name!r} is read by feature service {', '.join(map(repr, users))}; delete that first"
