@@ -44,6 +44,7 @@ from featuredb.frames.arrays import to_arrow_array, to_numpy, to_pylist
 from featuredb.frames.parquet import writes_null_vectors
 from featuredb.limits import ROW_BYTES_MAX, VALUE_BYTES_MAX, VECTOR_LENGTH_MAX
 from featuredb.schema import DTYPES
+from featuredb.verify.values import value_faults
 
 NAN = float("nan")
 
@@ -518,3 +519,20 @@ def test_an_entry_that_is_no_list_is_damage(dtype: str, raw: bytes) -> None:
         nested.elements(column)
     with pytest.raises(ValueError, match=r"length|multiple"):
         nested.list_decoder(DTYPES[dtype])(raw)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "raw", "fault"),
+    [
+        ("list[string]", struct.pack("<2I", 1, 1) + b"\xff", "not valid UTF-8"),
+        ("list[string]", struct.pack("<2I", 1, 9), "does not fit its length"),
+        ("list[bool]", b"\x01\x02", "neither 0 nor 1"),
+        ("bool[2]", b"\x01\x02", "neither 0 nor 1"),
+        ("timestamp[1]", b"\xff" * 7 + b"\x7f", "outside the years"),
+    ],
+)
+def test_verify_looks_at_the_elements(dtype: str, raw: bytes, fault: str) -> None:
+    kind = DTYPES[dtype]
+    data = np.zeros(1, dtype=np.int32) if kind.is_list else np.frombuffer(raw, kind.numpy)
+    column = Column(kind, data, None, Heap.of([raw]) if kind.is_list else None)
+    assert [fault in found for found in value_faults(column)] == [True]

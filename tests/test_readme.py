@@ -109,7 +109,9 @@ def test_the_error_table_has_every_error_with_its_code_and_base() -> None:
 def test_the_limits_table_has_the_values_of_the_code() -> None:
     rows = dict(re.findall(r"^\| ([A-Z][^|]*?) \| ([^|]*?) \|$", README, re.MULTILINE))
     assert rows["Encoded entity key"] == f"{limits.KEY_BYTES_MAX} bytes"
-    assert rows["One string or bytes value"] == f"{limits.VALUE_BYTES_MAX >> 20} MiB"
+    assert rows["Elements of a vector"] == f"{limits.VECTOR_LENGTH_MAX:,}"
+    assert rows["Fixed-width values of a row"] == f"{limits.ROW_BYTES_MAX >> 20} MiB"
+    assert rows["One string, bytes or list value"] == f"{limits.VALUE_BYTES_MAX >> 20} MiB"
     assert rows["Features in a feature table"] == f"{limits.FEATURES_PER_TABLE_MAX:,}"
     assert rows["Entities in a feature table"] == f"{limits.ENTITIES_PER_TABLE_MAX}"
     assert rows["Distinct keys of one combination of entities"] == f"{limits.ENTITIES_MAX:,}"

@@ -351,7 +351,8 @@ class TrainingSet:
         """The feature columns alone: name to array of shape (rows,), read-only.
 
         A column with nulls is a ``numpy.ma.MaskedArray`` (NaN, 0, False, NaT or None under the mask);
-        timestamps are ``datetime64[us]`` UTC, strings and bytes objects.
+        timestamps are ``datetime64[us]`` UTC, strings and bytes objects. Vectors are an array of shape
+        (rows, length), lists an object array of arrays.
         """
         entities, columns = self._compute()
         arrays = entities.to_numpy(columns)

@@ -272,7 +272,8 @@ class OnlineReader:
         Returns
         -------
         dict
-            Output name to plain Python value; None where null, not found or outside the max age.
+            Output name to plain Python value, or read-only array for a vector; None where null, not found or
+            outside the max age.
 
         Raises
         ------

@@ -42,7 +42,8 @@ class OnlineArrays:
     Parameters
     ----------
     columns : mapping of str to ndarray, shape (n,)
-        By output name. Where there is no value: NaN for floats, 0 or False, NaT, None; see `statuses`.
+        By output name; vectors of shape (n, length). Where there is no value: NaN for floats, 0 or False, NaT, None;
+        see `statuses`.
     statuses : mapping of str to ndarray of uint8, shape (n,)
         Codes of `Status`, by output name.
     event_timestamps : mapping of str to ndarray of datetime64[us], shape (n,)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from featuredb.columns import Column, Heap
+from featuredb.errors import CorruptionError
 from featuredb.limits import TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
 from featuredb.nested import elements
 from featuredb.schema import DTYPES
@@ -26,10 +27,13 @@ def utf8_fault(heap: Heap) -> str | None:
 
 
 def value_faults(column: Column) -> Iterator[str]:
-    """What is wrong with the values of a column whose bytes are sound; `CorruptionError` if a list is none."""
+    """What is wrong with the values of a column whose bytes are sound."""
     if column.dtype.is_nested:
         present = column if column.valid is None else column.take(column.valid)
-        yield from value_faults(elements(present)[0])
+        try:
+            yield from value_faults(elements(present)[0])
+        except CorruptionError as error:
+            yield str(error)
         return
     if column.dtype == DTYPES["string"] and column.heap is not None:
         fault = utf8_fault(column.heap)
