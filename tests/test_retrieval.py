@@ -123,6 +123,7 @@ def test_retrieval_equals_the_oracle(
 def test_batches_chunks_and_many_segments_change_nothing(case: Case, rows: int, latest: bool) -> None:
     with pytest.MonkeyPatch.context() as patch, fdb.open(":memory:") as db:
         tiny_limits(patch)
+        patch.setattr("featuredb.offline.merge.DEAD_SHARE_MAX", 1.0)  # replaced rows stay in their segments
         small_batches(patch, rows)
         tables = case.load(db)
         chosen = alike(case)
@@ -198,9 +199,13 @@ def test_start_and_end_are_included_and_open_when_left_out(db: fdb.Database) -> 
 
 def test_a_replaced_row_is_not_retrieved(db: fdb.Database) -> None:
     define(db, "a")
-    put(db, "a", ("Oslo", T0, 1), ("Oslo", T0 + HOUR, 2))
-    put(db, "a", ("Oslo", T0, 3))
-    assert rows_of(db.get_historical_features(None, ["a:a_x"])) == [("Oslo", T0, 3), ("Oslo", T0 + HOUR, 2)]
+    # Few enough are replaced for the segment to keep them, marked as dead.
+    put(db, "a", *[("Oslo", T0 + n * HOUR, n) for n in range(10)])
+    put(db, "a", ("Oslo", T0 + 4 * HOUR, 40))
+    put(db, "a", ("Oslo", T0 + 9 * HOUR, 90))
+    training = db.get_historical_features(None, ["a:a_x"])
+    assert training.to_numpy()["a_x"].tolist() == [0, 1, 2, 3, 40, 5, 6, 7, 8, 90]
+    assert db.get_historical_features(None, ["a:a_x"], latest=True).to_numpy()["a_x"].tolist() == [90]
 
 
 def test_several_tables_give_each_key_and_time_that_any_has_and_join_within_the_max_age(db: fdb.Database) -> None:
