@@ -20,6 +20,7 @@ from featuredb.limits import MEMORY_MAP_SIZE_BYTES, QUERIES_HELD_MAX, WRITE_TIME
 from featuredb.online.index import OnlineIndex
 from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, query_of, read_rows
 from featuredb.schema import Alias, Definition, Entity, FeatureService, FeatureTable, Source, check_aliases
+from featuredb.snapshots import Snapshots
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
 from featuredb.storage.log import Commit, append_commit, commits, last_commit
 from featuredb.storage.manifest import discard_staged, drop_table, read_manifest
@@ -121,7 +122,7 @@ def open_database(
     return Database(env, read_only=read_only, durable=durable, timeout=timeout, folder=folder)
 
 
-class Database:
+class Database(Snapshots):
     """One open featuredb file. Made by ``featuredb.open``; safe to use from several threads.
 
     Every call that writes is one atomic commit; every call that reads sees one commit, whole.
@@ -157,7 +158,8 @@ class Database:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<featuredb.Database {self.path!r}{' (closed)' if self._closed else ''}>"
+        label = getattr(self._env, "label", "") + (" (closed)" if self._closed else "")
+        return f"<featuredb.Database {self.path!r}{label}>"
 
     def close(self) -> None:
         """Close the file. Closing twice is allowed; any other use afterwards raises `ClosedError`."""

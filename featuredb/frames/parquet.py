@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from types import TracebackType
@@ -57,8 +57,10 @@ class ParquetWriter:
         else:
             self.abort()
 
-    def write(self, table: Any) -> None:
+    def write(self, table: Any, metadata: Mapping[bytes, bytes] | None = None) -> None:
         """Append a `pyarrow.Table`. The first one's schema holds; later ones are cast to it.
+
+        `metadata` goes to the file's unless `annotate` can add to that later, which pyarrow before 17 cannot.
 
         Raises
         ------
@@ -73,11 +75,19 @@ class ParquetWriter:
             if not writes_null_vectors():
                 table = _without_fixed_sizes(table)
             if self._writer is None:
+                if metadata is not None and not hasattr(parquet.ParquetWriter, "add_key_value_metadata"):
+                    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
                 self._writer = parquet.ParquetWriter(self._temporary, table.schema, compression="zstd")
             elif not table.schema.equals(self._writer.schema):
                 table = self._cast(table)
             self._writer.write_table(table)
         self._rows += table.num_rows
+
+    def annotate(self, metadata: Mapping[bytes, bytes]) -> None:
+        """Add to the file's metadata, where pyarrow can; see `write`."""
+        if hasattr(self._writer, "add_key_value_metadata"):
+            with self._explained():
+                self._writer.add_key_value_metadata(dict(metadata))
 
     def close(self) -> None:
         """Finish the file and put it in place. Without any table written, there is no file."""
