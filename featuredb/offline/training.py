@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, concat
 from featuredb.errors import InputError, Problem, input_error
-from featuredb.frames import Frame, TableInput, as_column, as_us, concat_natives
+from featuredb.frames import Frame, TableInput, as_column, as_us, detached
+from featuredb.frames.from_arrow import arrow
+from featuredb.frames.read_csv import read_typed
 from featuredb.frames.write import EntityFrame, ParquetWriter
 from featuredb.limits import ABSENT_US, JOIN_BATCH_ROWS
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.prepare import missing_columns
 from featuredb.offline.search import Gatherer, Query, make_query, search, with_max_age
-from featuredb.schema import DTYPES, FeatureService
+from featuredb.schema import DTYPES, DType, FeatureService
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import encode_keys, too_long
 from featuredb.storage.log import commit_times, last_commit
@@ -30,6 +32,7 @@ from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache
 
 _SUBJECT = "entity dataframe"
+_NAMES_SHOWN_MAX = 10
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class Selection:
     @property
     def tables(self) -> list[StoredTable]:
         return list({table.id: table for table, _, _ in self.outputs}.values())
+
+    @property
+    def key_dtypes(self) -> dict[str, DType]:
+        """The entities of the tables, with their dtypes."""
+        return {
+            name: dtype
+            for table in self.tables
+            for name, dtype in zip(table.definition.entities, table.key_dtypes, strict=True)
+        }
 
 
 def output_name(table: str, feature: str, full_feature_names: bool) -> str:
@@ -143,25 +155,16 @@ class Joiner:
         """Entity key columns, event timestamps and known_at of the batch; all problems in one error."""
         problems: list[Problem] = []
 
-        def convert(name: str, dtype_name: str) -> Column:
-            result = as_column(frame.column(name), DTYPES[dtype_name], name, text=frame.text)
-            if result.problem is not None:
-                problems.append(result.problem)
-            for bad in result.rejected:
-                value = bad.values[0] if bad.values else None
-                problems.append(Problem(bad.reason, name, first_row + int(bad.rows[0]), value, len(bad.rows)))
+        def convert(name: str, dtype: DType) -> Column:
+            result = as_column(frame.column(name), dtype, name)
+            problems.extend(result.problems(first_row))
             return result.column
 
-        dtypes = {
-            name: dtype.name
-            for table in self._selection.tables
-            for name, dtype in zip(table.definition.entities, table.key_dtypes, strict=True)
-        }
-        keys = {name: convert(name, dtype) for name, dtype in dtypes.items()}
-        times = convert(self._event_column, "timestamp")
+        keys = {name: convert(name, dtype) for name, dtype in self._selection.key_dtypes.items()}
+        times = convert(self._event_column, DTYPES["timestamp"])
         known = None
         if isinstance(self._known_at, str):
-            known = convert(self._known_at, "timestamp")
+            known = convert(self._known_at, DTYPES["timestamp"])
         elif self._known_at is not None:
             known = Column(DTYPES["timestamp"], np.full(frame.rows, self._known_at, dtype=np.int64))
         if problems:
@@ -205,11 +208,14 @@ class TrainingSet:
     """Features joined onto an entity dataframe; computed at the first conversion, and only once.
 
     The join reads the commit that is current when it is computed; `commit_id` says which. Rows, order,
-    index and other columns of the entity dataframe come back as they were, repeats kept; feature columns
-    follow in the order asked.
+    index and other columns of the entity dataframe come back as they were when the set was made, repeats
+    kept; feature columns follow in the order asked. A file is read when the join is computed. Of a CSV
+    file, keys and timestamps have the dtypes that the join reads, other columns those that pandas infers.
 
     Memory: the entity dataframe and the result. `to_parquet` of more than a million rows streams instead,
-    and holds one batch of a million rows at a time.
+    and holds one batch of a million rows at a time beside an entity dataframe that is in memory. CSV files
+    are held in memory, Parquet files and Arrow streams are not. What was streamed is not kept: a later
+    conversion joins again, then on the commit of that time.
 
     Examples
     --------
@@ -241,20 +247,30 @@ class TrainingSet:
         self._snapshot = snapshot
         self._cache = cache
         self._dictionary_of = dictionary_of
-        self._given = given
+        self._given = detached(given)
         self._features = features
         self._known_at = _known_at(known_at, given.names)
         self._full_feature_names = full_feature_names
         self._include_event_timestamps = include_event_timestamps
         self._event_column = event_timestamp_column
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._commit_id: int | None = None
         self._entities: EntityFrame | None = None
         self._columns: dict[str, Column] = {}
         with snapshot() as (_, registry):
             selection = self._select(registry)
-        self._needed = self._check(selection)
+        self._check(selection)
+        self._needed = self._dtypes(selection)
+        self._names = [name for _, _, name in selection.outputs]
         self._event_outputs = list(selection.event_timestamps.values())
+
+    def __repr__(self) -> str:
+        count = self._given.rows
+        rows = "entity rows of a file or stream" if count is None else f"{count:,} entity row{'s'[: count != 1]}"
+        names = [*self._names, *self._event_outputs]
+        shown = ", ".join(names[:_NAMES_SHOWN_MAX]) + (", ..." if len(names) > _NAMES_SHOWN_MAX else "")
+        state = "not computed yet" if self._commit_id is None else f"joined at commit {self._commit_id}"
+        return f"<TrainingSet: {rows}, columns {shown}; {state}>"
 
     def _select(self, registry: Registry) -> Selection:
         return select(
@@ -264,8 +280,8 @@ class TrainingSet:
             include_event_timestamps=self._include_event_timestamps,
         )
 
-    def _check(self, selection: Selection) -> list[str]:
-        """The columns of the entity dataframe that the join reads; `InputError` if any is missing."""
+    def _check(self, selection: Selection) -> None:
+        """An `InputError` that lists the columns that the join reads and the entity dataframe lacks."""
         roles = {name: "entity" for table in selection.tables for name in table.definition.entities}
         roles[self._event_column] = "event timestamp; name it with event_timestamp_column"
         if isinstance(self._known_at, str):
@@ -273,7 +289,19 @@ class TrainingSet:
         problems = missing_columns(self._given, roles, "entity dataframe")
         if problems:
             raise input_error(_SUBJECT, problems)
-        return list(roles)
+
+    def _dtypes(self, selection: Selection) -> dict[str, DType]:
+        """The columns of the entity dataframe that the join reads, and as what."""
+        timestamps = [self._event_column, *([self._known_at] if isinstance(self._known_at, str) else [])]
+        # An entity may be the event timestamp as well: if it is text, the join reads that as timestamps.
+        return {**dict.fromkeys(timestamps, DTYPES["timestamp"]), **selection.key_dtypes}
+
+    def _read(self) -> TableInput:
+        """The entity dataframe; a CSV file is read here, once."""
+        with self._lock:
+            if self._given.text:
+                self._given = read_typed(self._given, self._needed)
+            return self._given
 
     def _joiner(self, txn: ReadTxn, registry: Registry) -> Joiner:
         last = last_commit(txn)
@@ -286,11 +314,12 @@ class TrainingSet:
         with self._lock:
             if self._entities is None:
                 # A frame in memory is one batch; a file or a stream is read, and joined, batch by batch.
-                native, rows = self._given.native, self._given.rows
+                given = self._read()
+                native = given.native
                 batches = (
-                    self._given.batches(None, JOIN_BATCH_ROWS)
+                    given.batches(None, JOIN_BATCH_ROWS)
                     if native is None
-                    else self._given.batches(self._needed, max(rows or 0, 1))
+                    else given.batches(list(self._needed), max(given.rows or 0, 1))
                 )
                 natives, parts, first = [], [], 0
                 with self._snapshot() as (txn, registry):
@@ -300,7 +329,7 @@ class TrainingSet:
                         parts.append(joiner.join(frame, first))
                         first += frame.rows
                 self._columns = {name: concat([part[name] for part in parts]) for name in parts[0]}
-                self._entities = EntityFrame(concat_natives(natives) if native is None else native)
+                self._entities = EntityFrame(arrow().concat_tables(natives) if native is None else native)
             return self._entities, self._columns
 
     @property
@@ -350,7 +379,8 @@ class TrainingSet:
         """Write the entity dataframe with the feature columns to a Parquet file (zstd).
 
         The file appears when it is whole. Unless the join is already computed, entity dataframes of
-        more than a million rows are joined and written a million rows at a time, from one commit.
+        more than a million rows, and streams, are joined and written a million rows at a time, from one
+        commit. That result is not kept: a later conversion, or a second `to_parquet`, joins again.
 
         Parameters
         ----------
@@ -366,6 +396,8 @@ class TrainingSet:
         ------
         FileError
             If the file cannot be written.
+        InputError
+            If `path` is no path, or a column cannot be held by Parquet.
         MissingExtraError
             If pyarrow is not installed.
         """
@@ -377,16 +409,16 @@ class TrainingSet:
         return rows
 
     def _tables(self) -> Iterator[Any]:
-        small = self._given.rows is not None and self._given.rows <= JOIN_BATCH_ROWS
+        given = self._read()
+        small = given.rows is not None and given.rows <= JOIN_BATCH_ROWS
         if self._entities is not None or small:
             yield self.to_arrow()
             return
-        native = self._given.native
-        whole = None if native is None else EntityFrame(native)
+        whole = None if given.native is None else EntityFrame(given.native)
         with self._snapshot() as (txn, registry):
             joiner = self._joiner(txn, registry)
             first = 0
-            for frame in self._given.batches(None, JOIN_BATCH_ROWS):
+            for frame in given.batches(None, JOIN_BATCH_ROWS):
                 columns = joiner.join(frame, first)
                 part = EntityFrame(frame.native) if whole is None else whole.slice(first, first + frame.rows)
                 yield part.in_zone(part.to_arrow(columns), self._event_column, self._event_outputs)
