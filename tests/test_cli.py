@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,8 @@ from click.testing import CliRunner, Result
 
 import featuredb as fdb
 from featuredb.cli import main
-from featuredb.cli.output import age, cell, plain, size
+from featuredb.cli.output import age, cell, in_cli_words, plain, size
+from featuredb.frames.write import ParquetWriter
 
 NOON = "2024-05-01T12:00:00Z"
 
@@ -189,7 +191,7 @@ def test_ingest_refuses_bad_rows_or_skips_and_reports_them(file: str, tmp_path: 
 
 
 def test_ingest_without_source_or_data_says_what_to_give(file: str) -> None:
-    assert "has no batch source; pass data" in failure("ingest", file, "flight")
+    assert "has no batch source; give DATA, or apply" in failure("ingest", file, "flight")
 
 
 # --- join -----------------------------------------------------------------------------------------
@@ -241,6 +243,28 @@ def test_join_to_a_folder_that_is_missing_is_one_error(loaded: str, tmp_path: Pa
         assert str(tmp_path / "no" / name) in failure(
             "join", loaded, entities, tmp_path / "no" / name, "--service", "model"
         )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device"), ValueError("no")])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_join_that_is_broken_off_leaves_no_file(
+    loaded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, suffix: str
+) -> None:
+    entities = tmp_path / "entities.csv"
+    entities.write_text(f"origin,event_timestamp\nJFK,{NOON}\n")
+    before = sorted(tmp_path.iterdir())
+    reached = []
+
+    def write(_: object, path: str | None = None, **options: object) -> None:
+        reached.append(Path(path).write_text("half") if path else 0)
+        raise error
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", write)
+    monkeypatch.setattr(ParquetWriter, "write", lambda *_: write(None))
+    result = run("join", loaded, entities, tmp_path / f"out{suffix}", "--service", "model")
+    assert reached
+    assert result.exit_code == 1
+    assert sorted(tmp_path.iterdir()) == before
 
 
 # --- get ------------------------------------------------------------------------------------------
@@ -368,6 +392,47 @@ def test_a_file_that_does_not_exist_is_one_line_on_stderr(tmp_path: Path, comman
     assert "nope.fdb" in message
     assert message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_name_the_options_of_the_command_line(loaded: str, tmp_path: Path) -> None:
+    entities, out = tmp_path / "entities.csv", tmp_path / "out.csv"
+    entities.write_text(f"origin,at,temp\nJFK,{NOON},1\n")
+    join = ("join", loaded, entities, out, "--service", "model")
+    message = failure("join", loaded, entities, out, "-f", "weather:wind_speed")
+    assert "name it with --event-timestamp-column" in message
+    join = (*join, "--event-timestamp-column", "at")
+    assert "; pass --full-feature-names" in failure(*join)
+    message = failure(*join, "--full-feature-names", "--known-at", "lately")
+    assert message.startswith("error: --known-at: 'lately' is neither a column")
+    get = ("get", loaded, "-f", "weather:temp", "origin=JFK")
+    assert failure(*get, "--now", "soon").startswith("error: --now: value 'soon'")
+    ingest = ("ingest", loaded, "weather")
+    assert failure(*ingest, "--start", "soon").startswith("error: --start: value 'soon'")
+    assert failure(*ingest, "--start", "2024-02-01", "--end", "2024-01-01").startswith("error: --start (2024-02-01) is")
+
+
+def test_a_file_that_is_missing_or_empty_is_told_without_python(tmp_path: Path) -> None:
+    (tmp_path / "empty.fdb").touch()
+    assert failure("info", tmp_path / "nope.fdb").endswith("nope.fdb: no such file; check the path\n")
+    assert "empty.fdb: is empty; delete it" in failure("info", tmp_path / "empty.fdb")
+    for name in ("nope.fdb", "empty.fdb"):
+        assert "create=" not in failure("compact", tmp_path / name)
+
+
+def test_names_in_the_data_are_not_taken_for_options() -> None:
+    assert in_cli_words("column 'known_at': is null") == "column 'known_at': is null"
+    assert in_cli_words("keys: column 'now': wrong") == "keys: column 'now': wrong"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["info", "FILE"], ["tables", "FILE", "--json"], ["--help"], ["info", "--help"]])
+def test_a_full_output_device_is_one_line_and_exit_code_1(loaded: str, arguments: list[str]) -> None:
+    code = "from featuredb.cli import main; main(prog_name='featuredb')"
+    command = [sys.executable, "-c", code, *(loaded if argument == "FILE" else argument for argument in arguments)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == "error: cannot write the output: No space left on device\n"
+    assert done.returncode == 1
 
 
 def test_unknown_names_are_errors_that_list_the_known(loaded: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import array
+import csv
 import gzip
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,6 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +25,8 @@ import pytest
 
 from featuredb.columns import Column
 from featuredb.errors import CorruptionError, DefinitionError, InputError, MissingExtraError
-from featuredb.frames import Converted, as_column, as_us, open_table
+from featuredb.frames import Converted, as_column, as_us, detached, open_table
+from featuredb.frames.read_csv import read_typed
 from featuredb.limits import REJECTIONS_KEPT_MAX, VALUE_BYTES_MAX
 from featuredb.schema import DTYPES, FLOAT_NAMES, INTEGER_NAMES, Source
 from featuredb.sources import FileSource, source_from_record
@@ -674,9 +679,9 @@ def collect(data: Any, **options: Any) -> tuple[dict[str, list[Any]], list[int]]
     return found, sizes
 
 
-def refusal(data: Any, columns: list[str] | None = None) -> str:
+def refusal(data: Any, columns: list[str] | None = None, batch_rows: int = 100) -> str:
     with pytest.raises(InputError) as caught:
-        list(open_table(data, "ingest of 'w'").batches(columns))
+        list(open_table(data, "ingest of 'w'").batches(columns, batch_rows))
     assert str(caught.value).startswith("ingest of 'w'")
     return str(caught.value)
 
@@ -724,6 +729,69 @@ def test_a_missing_column_is_named_with_those_there_are() -> None:
 )
 def test_an_empty_table_keeps_its_names(data: Any) -> None:
     assert collect(data) == ({"k": [], "v": []}, [0])
+
+
+def spoil(data: Any) -> None:
+    """Everything that the owner of a table may do to it."""
+    if isinstance(data, pd.DataFrame):
+        data.loc[data.index[0], "k"] = "changed"
+        data["late"] = 1
+        del data["v"]
+        data.index.name = "renamed"
+        return
+    if hasattr(data, "clone"):
+        data[0, "k"] = "changed"
+        data.insert_column(0, data.get_column("v").alias("late"))
+        return
+    if isinstance(data, dict):
+        for values in data.values():
+            values[0] = values[1]
+            if isinstance(values, list | array.array):
+                values.append(values[1])
+        data["late"] = data.pop("k")
+        return
+    data[0].update(k="changed", late=1)
+    if isinstance(data, list):
+        data.append({"k": "late"})
+
+
+OWNED: dict[str, Callable[[], Any]] = {
+    "pandas": lambda: pd.DataFrame(WANT),
+    "Polars": polars_frame,
+    "dict of lists": lambda: {name: list(values) for name, values in WANT.items()},
+    "dict of arrays": lambda: {"k": np.array(WANT["k"], dtype=object), "v": np.ma.masked_equal([1, 2, 3, -1, 5], -1)},
+    "dict of series": lambda: {"k": pd.Series(WANT["k"]), "v": pd.array(WANT["v"], dtype="Int64")},
+    "dict of buffers": lambda: {"k": list(WANT["k"]), "v": array.array("q", [1, 2, 3, 4, 5])},
+    "dict of Polars": lambda: {name: polars_frame().get_column(name) for name in WANT},
+    "list of dicts": lambda: [dict(zip(WANT, row, strict=True)) for row in zip(*WANT.values(), strict=True)],
+    "tuple of dicts": lambda: tuple(dict(zip(WANT, row, strict=True)) for row in zip(*WANT.values(), strict=True)),
+}
+
+
+@pytest.mark.parametrize("kind", OWNED)
+def test_a_detached_table_does_not_follow_its_owner(kind: str) -> None:
+    want = collect(OWNED[kind]())
+    data = OWNED[kind]()
+    kept = detached(open_table(data, "rows"))
+    spoil(data)
+    (frame,) = kept.batches()
+    assert {name: read(frame.column(name), DTYPE[name]) for name in kept.names} == want[0]
+    assert (kept.rows, kept.names, kept.describe) == (5, ["k", "v"], "rows")
+    assert getattr(getattr(kept.native, "index", None), "name", None) is None
+
+
+@pytest.mark.parametrize("kind", ["Arrow table", "Arrow stream"])
+def test_a_detached_arrow_table_is_not_copied(kind: str) -> None:
+    table = open_table(TABLES[kind](), "rows")
+    assert detached(table).native is table.native
+
+
+def test_mappings_and_tuples_of_mappings_are_tables() -> None:
+    rows = tuple(MappingProxyType({"k": k, "v": v}) for k, v in zip(WANT["k"], WANT["v"], strict=True))
+    for data in (MappingProxyType(WANT), rows):
+        for table in (open_table(data, "rows"), detached(open_table(data, "rows"))):
+            (frame,) = table.batches()
+            assert {name: read(frame.column(name), DTYPE[name]) for name in frame.names} == WANT
 
 
 def test_a_reader_is_read_once() -> None:
@@ -842,12 +910,85 @@ def test_csv_keeps_text_that_looks_like_null_or_a_number(tmp_path: Path) -> None
     assert collect(path)[0] == {"k": ["NA", "007", "null"], "v": [1, None, 2**63 - 1]}
 
 
-def test_csv_with_only_a_header_or_short_rows(tmp_path: Path) -> None:
+def test_csv_with_only_a_header(tmp_path: Path) -> None:
     assert collect(write(tmp_path / "header.csv", "k,v\n")) == ({"k": [], "v": []}, [0])
-    assert collect(write(tmp_path / "short.csv", "k,v\na\nb,2\n")) == ({"k": ["a", "b"], "v": [None, 2]}, [2])
+
+
+def test_csv_rows_that_are_too_short_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    text = 'k,v\n\n"a\n\nb",\n   \nb,"x,y"\nc\nd,4\ne\n'
+    message = r"row 2: has 1 field, but the header has 2; write a comma .* \(2 rows\)"
+    with gzip.open(tmp_path / "short.csv.gz", "wt") as file:
+        file.write(text)
+    with zipfile.ZipFile(tmp_path / "short.csv.zip", "w") as archive:
+        archive.writestr("short.csv", text)
+    write(tmp_path / "short.csv", text)
+    for name in ("short.csv", "short.csv.gz", "short.csv.zip"):
+        for batch_rows in (1, 10):
+            assert re.search(f"{name}': {message}", refusal(tmp_path / name, batch_rows=batch_rows))
+
+
+def test_csv_with_empty_last_fields_blank_lines_and_long_fields_is_no_shorter_than_its_header(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    long = "x" * 200_000
+    path = write(tmp_path / "rows.csv", f'k,v\r\n{long},\r\n\r\n"a\r\n\r\nb",2\r\n,\r\n')
+    assert collect(path)[0] == {"k": [long, "a\r\n\r\nb", None], "v": [None, 2, None]}
+    assert collect(write(tmp_path / "one.csv", "k\na\n\nb\n"))[0]["k"] == ["a", "b"]
+    assert csv.field_size_limit() == limit
+
+
+TYPED_CSV = (
+    "code,at,big,flag,ratio,note,whole,huge,none\n"
+    "007,2024-05-01,9007199254740993,True,1.5,NA,1,18446744073709551615,\n"
+    ",2024-05-01T12:00+02:00,,,,,2,,\n"
+    "x,,3,False,2,nan,3,1,\n"
+)
+
+
+def test_a_csv_file_is_read_whole_with_typed_columns_and_exact_nulls(tmp_path: Path) -> None:
+    given = open_table(write(tmp_path / "rows.csv", TYPED_CSV), "rows")
+    table = read_typed(given, {"code": DTYPES["string"], "at": DTYPES["timestamp"]})
+    frame = table.native
+    assert (table.rows, table.names, table.text) == (3, given.names, False)
+    text = str(pd.Series(["a"]).dtype)
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {
+        "code": text, "at": "datetime64[us, UTC]", "big": "Int64", "flag": "boolean", "ratio": "float64",
+        "note": text, "whole": "int64", "huge": "UInt64", "none": "float64",
+    }  # fmt: skip
+    found = {name: [None if pd.isna(value) else value for value in frame[name].tolist()] for name in frame}
+    assert found == {
+        "code": ["007", None, "x"],
+        "at": [datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 5, 1, 10, tzinfo=UTC), None],
+        "big": [2**53 + 1, None, 3], "flag": [True, None, False], "ratio": [1.5, None, 2.0],
+        "note": ["NA", None, "nan"], "whole": [1, 2, 3], "huge": [2**64 - 1, None, 1], "none": [None, None, None],
+    }  # fmt: skip
+
+
+def test_a_csv_file_of_a_header_alone_has_typed_key_columns(tmp_path: Path) -> None:
+    given = open_table(write(tmp_path / "rows.csv", "code,at,label\n"), "rows")
+    frame = read_typed(given, {"code": DTYPES["int64"], "at": DTYPES["timestamp"]}).native
+    assert [str(frame[name].dtype) for name in ("code", "at")] == ["int64", "datetime64[us, UTC]"]
+    assert frame.shape == (0, 3)
+
+
+def test_all_wrong_values_of_a_typed_csv_file_are_told_together(tmp_path: Path) -> None:
+    given = open_table(write(tmp_path / "rows.csv", "n,at\n1,2024-01-01\nx,never\n"), "rows")
+    with pytest.raises(InputError, match=r"^rows: file .*2 problems") as caught:
+        read_typed(given, {"n": DTYPES["int64"], "at": DTYPES["timestamp"]})
+    assert [(p.column, p.row, p.value) for p in caught.value.problems] == [("n", 1, "'x'"), ("at", 1, "'never'")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("n,m\n1,\n2\n", "row 1: has 1 field"), ("n,m\n1,2,3\n", "more fields"), ("n,m\n1,2\n1,2,3\n", "line 3")],
+)
+def test_a_typed_csv_file_must_have_rows_as_long_as_its_header(tmp_path: Path, text: str, message: str) -> None:
+    given = open_table(write(tmp_path / "rows.csv", text), "rows")
+    with pytest.raises(InputError, match=message):
+        read_typed(given, {"n": DTYPES["int64"]})
 
 
 BAD_FILES = {
+    "short.csv": (b"k,v\na,1\nb\n", "file 'short.csv': row 1: has 1 field, but the header has 2"),
     "long.csv": (b"k,v\na,1,2\n", "the rows have more fields than the header"),
     "later.csv": (b"k,v\na,1\na,1,2\n", "Expected 2 fields in line 3, saw 3"),
     "quote.csv": (b'k,v\n"a,1\n', "cannot be read"),

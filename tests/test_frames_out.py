@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -351,6 +352,8 @@ def natives() -> dict[str, object]:
         "batch": pa.record_batch({"id": pa.array(ids), "name": pa.array(names)}),
         "lists": {"id": ids, "name": names},
         "rows": [{"id": ids[0], "name": "a"}, {"name": None}, {"id": 3, "name": "c"}],
+        "tuple of rows": ({"id": ids[0], "name": "a"}, MappingProxyType({"name": None}), {"id": 3, "name": "c"}),
+        "mapping": MappingProxyType({"id": ids, "name": names}),
         "masked": {"id": np.ma.array([2**53 + 1, 0, 3], mask=[0, 1, 0]), "name": np.array(names, object)},
         "series": {"id": pd.Series(ids, dtype="Int64", index=[9, 8, 7]), "name": pd.Series(names, index=[1, 1, 1])},
         "arrow arrays": {"id": pa.array(ids), "name": pa.chunked_array([names])},
@@ -582,6 +585,14 @@ def test_a_missing_folder_and_a_directory_are_refused_before_any_work(tmp_path: 
         ParquetWriter(tmp_path / "none" / "x.parquet")
     with pytest.raises(FileError, match="is a directory"):
         ParquetWriter(tmp_path)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x.parquet", ["x"], "a\0b.parquet", "\ud800.parquet"])
+def test_what_is_no_path_is_refused(path: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^path: "):
+        ParquetWriter(path)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_type_that_parquet_cannot_hold_is_an_error_without_a_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import hypothesis.strategies as st
@@ -472,6 +473,91 @@ def test_an_entity_dataframe_may_be_a_path(db: fdb.Database, tmp_path: Path) -> 
     assert training.to_arrow().column("temp").to_pylist() == [1.0, None]
     training.to_parquet(target)
     assert pq.read_table(target).column("label").to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize("batch_rows", [2, 100])
+def test_an_entity_dataframe_from_csv_comes_back_typed(
+    db: fdb.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_rows: int
+) -> None:
+    define(db)
+    observe(db, ("007", T0, 1.0, "clear"))
+    source, target = tmp_path / "asked.csv", tmp_path / "training.parquet"
+    source.write_text(
+        "origin,event_timestamp,label,id,seen\n"
+        "007,2013-01-01T00:00Z,0.5,1,2012-12-31\nNA,2013-01-01T00:00Z,,,2014-01-01\n,,2,3,\n"
+    )
+    whole = db.get_historical_features(source, ["weather:temp"], known_at="seen")
+    frame = whole.to_pandas()
+    assert frame["origin"].tolist()[:2] == ["007", "NA"]
+    assert frame["origin"].isna().tolist() == [False, False, True]
+    assert [str(frame[name].dtype) for name in ("event_timestamp", "label", "id", "seen")] == [
+        "datetime64[us, UTC]", "float64", "Int64", "datetime64[us, UTC]",
+    ]  # fmt: skip
+    small_batches(monkeypatch, batch_rows)
+    db.get_historical_features(source, ["weather:temp"]).to_parquet(target)
+    assert pq.read_table(target).to_pydict() == {
+        "origin": ["007", "NA", None],
+        "event_timestamp": [T0, T0, None],
+        "label": [0.5, None, 2.0],
+        "id": [1, None, 3],
+        "seen": ["2012-12-31", "2014-01-01", None],
+        "temp": [1.0, None, None],
+    }
+
+
+@pytest.mark.parametrize("kind", ["pandas", "dict", "rows"])
+def test_a_training_set_does_not_follow_later_changes_of_the_entity_dataframe(db: fdb.Database, kind: str) -> None:
+    define(db)
+    observe(db, ("JFK", T0, 1.0, "clear"))
+    columns: dict[str, list[Any]] = {"origin": ["JFK", "LGA"], "event_timestamp": [T0, T0]}
+    rows = [{"origin": "JFK", "event_timestamp": T0}, {"origin": "LGA", "event_timestamp": T0}]
+    given: Any = {"pandas": pd.DataFrame(columns), "dict": columns, "rows": rows}[kind]
+    training = db.get_historical_features(given, ["weather:temp"])
+    if kind == "pandas":
+        given["temp"] = 7.0
+        given.loc[0, "origin"] = "LGA"
+    elif kind == "dict":
+        given["temp"] = [7.0, 7.0]
+        given["origin"].reverse()
+    else:
+        given.append({"origin": "JFK", "event_timestamp": T0, "temp": 7.0})
+        given[0]["origin"] = "LGA"
+    assert training.to_arrow().to_pydict() == {
+        "origin": ["JFK", "LGA"],
+        "event_timestamp": [T0, T0],
+        "temp": [1.0, None],
+    }
+
+
+def test_tuples_of_dicts_and_any_mapping_are_entity_dataframes(db: fdb.Database) -> None:
+    define(db)
+    observe(db, ("JFK", T0, 1.0, "clear"))
+    row = MappingProxyType({"origin": "JFK", "event_timestamp": T0})
+    for entities in ((row,), [row], MappingProxyType({"origin": ("JFK",), "event_timestamp": [T0]})):
+        training = db.get_historical_features(entities, ["weather:temp"])
+        assert training.to_arrow().to_pydict() == {"origin": ["JFK"], "event_timestamp": [T0], "temp": [1.0]}
+        assert training.to_pandas()["temp"].tolist() == [1.0]
+
+
+def test_a_training_set_shows_what_it_is_without_being_computed(db: fdb.Database, tmp_path: Path) -> None:
+    define(db)
+    frame = {"origin": ["JFK"], "event_timestamp": [T0]}
+    training = db.get_historical_features(frame, ["weather:sky", "weather:temp"], include_event_timestamps=True)
+    shown = "<TrainingSet: 1 entity row, columns sky, temp, weather__event_timestamp; "
+    assert repr(training) == shown + "not computed yet>"
+    training.to_numpy()
+    assert repr(training) == shown + "joined at commit 1>"
+    (tmp_path / "asked.csv").write_text("origin,event_timestamp\n")
+    of_file = db.get_historical_features(tmp_path / "asked.csv", ["weather:sky"])
+    assert repr(of_file) == "<TrainingSet: entity rows of a file or stream, columns sky; not computed yet>"
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x.parquet"])
+def test_a_training_set_is_not_written_to_what_is_no_path(db: fdb.Database, path: Any) -> None:
+    define(db)
+    training = db.get_historical_features({"origin": ["JFK"], "event_timestamp": [T0]}, ["weather:temp"])
+    with pytest.raises(fdb.InputError, match=r"^path: must be a str"):
+        training.to_parquet(path)
 
 
 def test_a_training_set_is_computed_once_and_is_of_one_commit(db: fdb.Database) -> None:

@@ -284,6 +284,17 @@ def test_a_prepared_reader_sees_each_new_commit_and_definition(db: fdb.Database)
     assert reader.get_many(["JFK"]).statuses["temp"].tolist() == [fdb.Status.OUTSIDE_MAX_AGE]
 
 
+def test_a_reader_tells_the_order_of_a_tuple_key_and_what_it_reads(db: fdb.Database) -> None:
+    db.apply([fdb.Entity(name, "string") for name in ("carrier", "dest")])
+    db.apply([fdb.FeatureTable("route", ["dest", "carrier"], [fdb.Feature("n", "int64"), fdb.Feature("m", "int64")])])
+    db.ingest("route", [{"dest": "ORD", "carrier": "AA", "event_timestamp": T0, "n": 1, "m": 2}])
+    reader = db.online_reader(["route:m", "route:n"])
+    assert reader.entities == ("dest", "carrier")
+    key = {"carrier": "AA", "dest": "ORD"}
+    assert reader.get(tuple(key[name] for name in reader.entities)) == {"m": 2, "n": 1}
+    assert repr(reader) == "<OnlineReader: key (dest, carrier), features m, n>"
+
+
 def test_old_online_rows_read_null_for_a_new_feature(db: fdb.Database) -> None:
     define(db)
     observe(db, ("JFK", T0, 1.0, "a"), ("LGA", T0, 1.5, "b"))

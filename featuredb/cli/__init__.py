@@ -6,7 +6,10 @@ success, 1 a problem with the file, the data or the names given (one message on 
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import click
 
@@ -14,6 +17,7 @@ from featuredb import __version__
 from featuredb.cli.demo_run import demo, warmup
 from featuredb.cli.file import backup, compact, info, log, tables, verify
 from featuredb.cli.load import ingest
+from featuredb.cli.output import in_cli_words
 from featuredb.cli.read import get, join
 from featuredb.cli.snapshots import drop_snapshot, snapshot, snapshots
 from featuredb.errors import FeatureDBError
@@ -22,7 +26,7 @@ __all__ = ["main"]
 
 
 class _Commands(click.Group):
-    """Commands in the order they were added, and errors raised on purpose as one message."""
+    """Commands in the order they were added, and errors raised on purpose, or by the output, as one message."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -31,8 +35,24 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except FeatureDBError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {in_cli_words(str(error))}", err=True)
             ctx.exit(1)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            _output_failed(error)
+
+
+def _output_failed(error: OSError) -> NoReturn:
+    """The device that output goes to is full or fails: one line and exit code 1."""
+    with suppress(OSError):
+        click.echo(f"error: {error.filename or 'cannot write the output'}: {error.strerror or error}", err=True)
+    # What could not be written would be tried again, and fail again, when the interpreter ends.
+    with suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

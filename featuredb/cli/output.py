@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,18 @@ import numpy as np
 
 # Rows stay on one line, however long: a cell folded by characters can be neither read nor copied.
 _TABLE_WIDTH_MAX = 100_000
+
+# In the words of the Python API, and in those of the command line.
+_CLI_WORDS = (
+    ("full_feature_names=True", "--full-feature-names"),
+    ("name it with event_timestamp_column", "name it with --event-timestamp-column"),
+    ("; check the path, or open it with create=True", "; check the path"),
+    ("; delete it, then open it with create=True", "; delete it, and make the file anew with the Python API"),
+    ("; pass data, or apply it", "; give DATA, or apply it"),
+    ("or use to='both'", "or use --to both"),
+)
+# An argument named at the beginning of a message, as what is wrong.
+_ARGUMENT = re.compile(r"^(known_at|now|start|end)(?=: | \()")
 
 file_argument = click.argument("file", metavar="FILE", type=click.Path())
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -38,6 +51,13 @@ def chosen_features(features: Sequence[str], service: str | None) -> str | list[
     if bool(features) == (service is not None):
         raise click.UsageError("Give the features to read: either -f TABLE:FEATURE (repeatable) or --service NAME.")
     return list(features) if service is None else service
+
+
+def in_cli_words(message: str) -> str:
+    """An error's message with the options of the command line in the place of Python's arguments."""
+    for words, ours in _CLI_WORDS:
+        message = message.replace(words, ours)
+    return _ARGUMENT.sub(lambda found: "--" + found[0].replace("_", "-"), message)
 
 
 def plain(value: Any) -> Any:

@@ -62,7 +62,7 @@ def join(
     """Join features onto the rows of ENTITIES as they were at each row's event timestamp, and write OUT.
 
     ENTITIES is a Parquet or CSV file with the entity keys and an event timestamp; OUT ends in .parquet or
-    .csv and is replaced if it exists. A CSV file is made in memory, a Parquet file is streamed.
+    .csv and is replaced if it exists. CSV files are held in memory, Parquet files are streamed.
     """
     wanted = chosen_features(features, service)
     if not out.lower().endswith(_OUTPUT_SUFFIXES):
@@ -111,9 +111,10 @@ def _write_csv(training: TrainingSet, path: str) -> int:
         frame.to_csv(temporary, index=False)
         os.replace(temporary, path)
     except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:  # also when the user interrupts
         with suppress(OSError):
             os.remove(temporary)
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     return len(frame)
 
 
@@ -198,11 +199,7 @@ def parse_keys(keys: Sequence[str], entities: Mapping[str, str]) -> dict[str, li
     columns = {}
     for name, dtype in entities.items():
         converted = as_column(texts[name], DTYPES[dtype], name, text=True)
-        problems += [
-            Problem(bad.reason, name, int(bad.rows[0]), bad.values[0], len(bad.rows)) for bad in converted.rejected
-        ]
-        if converted.problem is not None:
-            problems.append(converted.problem)
+        problems += converted.problems()
         columns[name] = to_pylist(converted.column)
     if problems:
         raise input_error("keys", problems)

@@ -51,6 +51,14 @@ class Converted:
     rejected: tuple[RowProblems, ...] = ()
     problem: Problem | None = None
 
+    def problems(self, first_row: int = 0) -> list[Problem]:
+        """What is wrong, for an error that lists it; rows are counted from `first_row`."""
+        found = [] if self.problem is None else [self.problem]
+        for bad in self.rejected:
+            value = bad.values[0] if bad.values else None
+            found.append(Problem(bad.reason, bad.column, first_row + int(bad.rows[0]), value, len(bad.rows)))
+        return found
+
 
 def as_column(values: Any, dtype: DType, name: str, *, text: bool = False) -> Converted:
     """The values as a `Column` of `dtype`, each kept exactly or rejected.

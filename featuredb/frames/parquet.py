@@ -29,13 +29,17 @@ class ParquetWriter:
     ------
     FileError
         If the file cannot be written there.
+    InputError
+        If `path` is of another type, or can name no file.
     MissingExtraError
         If pyarrow is not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         import_pyarrow("Parquet output")
-        self._path = os.path.abspath(os.fspath(path))
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(f"path: must be a str or a pathlib.Path, not a {type(path).__name__}")
+        self._path = os.path.abspath(os.fsdecode(path))
         if os.path.isdir(self._path):
             raise FileError(f"cannot write {self._path}: it is a directory; give the path of a file")
         folder, name = os.path.split(self._path)
@@ -43,8 +47,11 @@ class ParquetWriter:
         self._writer: Any = None
         self._rows = 0
         # Fails here, not after a long join, when the folder is missing or not writable.
-        with self._explained(), open(self._temporary, "xb"):
-            pass
+        try:
+            with self._explained(), open(self._temporary, "xb"):
+                pass
+        except ValueError as error:  # a null character, or a lone surrogate
+            raise InputError(f"path: {os.fspath(path)!r} cannot be the name of a file: {error}") from error
 
     def __enter__(self) -> ParquetWriter:
         return self

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -74,6 +75,8 @@ class TableInput:
         Whether it holds text to be parsed (CSV).
     index_names : tuple of str
         Names of a DataFrame's index levels, which are not columns.
+    whole : callable or None
+        Of a CSV file: all of it as a pandas DataFrame, the columns named as text, the others as inferred.
     """
 
     names: list[str]
@@ -85,6 +88,7 @@ class TableInput:
     is_path: bool = False
     text: bool = False
     index_names: tuple[str, ...] = ()
+    whole: Callable[[Sequence[str]], Any] | None = field(default=None, repr=False)
 
     def batches(self, columns: Sequence[str] | None = None, batch_rows: int = INGEST_BATCH_ROWS) -> Iterator[Frame]:
         """The table in batches of at most `batch_rows` rows: at least one, which has no rows if the table has none.
@@ -298,15 +302,29 @@ def _row_values(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     return list(map(operator.methodcaller("get", name), rows))
 
 
-def concat_natives(natives: Sequence[Any]) -> Any:
-    """The native batches of a file or stream (pandas frames of a CSV file, else Arrow tables) as one."""
-    if len(natives) == 1:
-        return natives[0]
-    if type(natives[0]).__module__.startswith("pandas"):
+def detached(given: TableInput) -> TableInput:
+    """`given` as it is now, whatever its owner does to it later. Files and Arrow tables are left as they are."""
+    return given if given.native is None else open_table(_copied(given.native), given.describe)
+
+
+def _copied(native: Any) -> Any:
+    if isinstance(native, Mapping):
+        return {name: _copied_values(values) for name, values in native.items()}
+    if isinstance(native, (list, tuple)):
+        return list(map(dict, native))
+    if hasattr(native, "iloc"):
         import pandas as pd
 
-        return pd.concat(natives, ignore_index=True)
-    return arrow().concat_tables(natives)
+        # pandas 3 copies at the first write to either frame.
+        return native.copy(deep=int(pd.__version__.partition(".")[0]) < 3)
+    return native.clone() if hasattr(native, "clone") else native
+
+
+def _copied_values(values: Any) -> Any:
+    for name in ("copy", "clone"):  # lists, numpy and pandas; Polars, where it costs nothing
+        if callable(getattr(values, name, None)):
+            return getattr(values, name)()
+    return copy.copy(values) if isinstance(values, MutableSequence) else values
 
 
 def reading(error: Exception, what: str) -> Exception:

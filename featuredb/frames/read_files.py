@@ -1,18 +1,15 @@
-"""Parquet files, CSV files and Arrow streams, read one batch at a time."""
+"""Files by their suffix; Parquet files and Arrow streams, read one batch at a time."""
 
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 from featuredb.errors import Problem, input_error
 from featuredb.frames.from_arrow import arrow
 from featuredb.frames.read import TableInput, arrow_column, check_names, reading
+from featuredb.frames.read_csv import open_csv
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 CSV_SUFFIXES = (".csv", ".csv.gz", ".csv.zip")
@@ -32,7 +29,7 @@ def open_path(path: str | bytes, what: str) -> TableInput:
     if problem is not None:
         raise input_error(what, [Problem(problem)])
     where = f"{what}: file {path!r}"
-    return _open_parquet(path, where) if path.lower().endswith(PARQUET_SUFFIXES) else _open_csv(path, where)
+    return _open_parquet(path, where) if path.lower().endswith(PARQUET_SUFFIXES) else open_csv(path, where)
 
 
 def _path_problem(path: str) -> str | None:
@@ -123,44 +120,3 @@ def _regrouped(reader: Any, schema: Any, batch_rows: int) -> Iterator[tuple[Any,
                 held, held_rows, seen = [], 0, True
     if held or not seen:
         yield pa.Table.from_batches(held, schema), held_rows
-
-
-def _open_csv(path: str, where: str) -> TableInput:
-    import pandas as pd
-
-    options: dict[str, Any] = {"dtype": object, "na_filter": False, "encoding": "utf-8"}
-    failures = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
-    try:
-        header = pd.read_csv(path, header=None, nrows=1, **options)
-    except failures as error:
-        raise reading(error, where) from error
-    names = [str(name) for name in header.iloc[0].tolist()]
-    check_names(names, where)
-
-    def read(columns: Sequence[str] | None, batch_rows: int) -> Iterator[tuple[Any, int]]:
-        # All columns are parsed: with a choice of them pandas would not notice rows that are too long.
-        seen = False
-        try:
-            with pd.read_csv(path, header=0, names=names, chunksize=batch_rows, **options) as chunks:
-                for frame in chunks:
-                    seen = True
-                    yield _checked(frame if columns is None else frame[columns], where), len(frame)
-        except failures as error:
-            raise reading(error, where) from error
-        if not seen:
-            yield pd.DataFrame({name: [] for name in names}, dtype=object), 0
-
-    return TableInput(names, None, where, read, _fields, is_path=True, text=True)
-
-
-def _checked(frame: Any, where: str) -> Any:
-    """`frame`, unless its rows have more fields than the header: pandas then takes the first for an index."""
-    if type(frame.index).__name__ != "RangeIndex":
-        raise input_error(where, [Problem("the rows have more fields than the header; add the missing names to it")])
-    return frame
-
-
-def _fields(frame: Any, name: str) -> Any:
-    """A column of text with None for the empty fields, and for those missing from a short row."""
-    values = frame[name].to_numpy(dtype=object)
-    return np.where((values == "") | (values != values), None, values)

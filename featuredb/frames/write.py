@@ -41,6 +41,8 @@ __all__ = [
 
 # pandas warns of fragmentation at the caller's next insert beyond 100 blocks; wider results are consolidated (a copy).
 _PANDAS_BLOCKS_MAX = 64
+# Tables of plain Python: a column for each name, or a mapping for each row.
+_PLAIN = (Mapping, list, tuple)
 
 
 class EntityFrame:
@@ -48,7 +50,7 @@ class EntityFrame:
 
     Parameters
     ----------
-    native : pandas.DataFrame, polars.DataFrame, pyarrow.Table, dict of arrays, or list of dicts
+    native : pandas.DataFrame, polars.DataFrame, pyarrow.Table, mapping of arrays, or list or tuple of mappings
         Never changed. Anything else that offers the Arrow C stream is taken as an Arrow table.
 
     Raises
@@ -61,7 +63,7 @@ class EntityFrame:
         pandas = sys.modules.get("pandas")
         self._is_pandas = pandas is not None and isinstance(native, pandas.DataFrame)
         is_arrow = any(hasattr(native, name) for name in ("__arrow_c_stream__", "__arrow_c_array__", "to_arrow"))
-        if not (self._is_pandas or is_arrow or isinstance(native, dict | list)):
+        if not (self._is_pandas or is_arrow or isinstance(native, _PLAIN)):
             raise InputError(
                 f"an entity dataframe cannot be a {type(native).__name__}; "
                 "give a pandas, Polars or PyArrow table, a dict of arrays or a list of dicts"
@@ -156,7 +158,7 @@ class EntityFrame:
             return self._whole._pandas.iloc[self._rows]
         if self._is_pandas:
             return self._native
-        if isinstance(self._native, dict | list):
+        if isinstance(self._native, _PLAIN):
             return _pandas_from_dict(self._lists)
         return _pandas_from_arrow(self._arrow)
 
@@ -169,14 +171,14 @@ class EntityFrame:
         pa = import_pyarrow("Arrow output")
         if self._is_pandas:
             return _arrow_from_pandas(self._native)
-        if isinstance(self._native, dict | list):
+        if isinstance(self._native, _PLAIN):
             return _arrow_from_dict(self._lists)
         # Polars' own way first: its stream may carry string views, which older readers do not know.
         return self._native.to_arrow() if hasattr(self._native, "to_arrow") else pa.table(self._native)
 
     @cached_property
     def _lists(self) -> Mapping[str, Any]:
-        if isinstance(self._native, dict):
+        if isinstance(self._native, Mapping):
             return self._native
         names = dict.fromkeys(chain.from_iterable(self._native))
         return {name: list(map(methodcaller("get", name), self._native)) for name in names}

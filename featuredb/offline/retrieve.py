@@ -6,6 +6,7 @@ result does not depend on the order in which they arrived. They are made in batc
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from featuredb.frames.arrays import to_numpy, to_pandas_array
 from featuredb.frames.write import EntityFrame
 from featuredb.limits import ABSENT_US, JOIN_BATCH_ROWS, TIMESTAMP_MAX_US
 from featuredb.offline.dictionary import KeyDictionary
+from featuredb.offline.lineage import known_at_text
 from featuredb.offline.rows import total_order
 from featuredb.offline.search import Found, Query, make_query, search, with_max_age
 from featuredb.offline.training import Selection, Snapshot, TrainingSet, gather, select, timestamps
@@ -331,7 +333,8 @@ class StoredTrainingSet(TrainingSet):
         self._full_feature_names = full_feature_names
         self._include_event_timestamps = include_event_timestamps
         self._event_column = event_timestamp_column
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._lineage: dict[str, Any] = {}
         self._commit_id: int | None = None
         self._stored: dict[str, Column] | None = None
         with snapshot() as (_, registry):
@@ -359,7 +362,19 @@ class StoredTrainingSet(TrainingSet):
         last = last_commit(txn)
         self._commit_id = 0 if last is None else last.id
         selection = self._select(registry)
+        bounds = {"start": known_at_text(self._span.start_us), "end": known_at_text(self._span.end_us)}
+        facts = self._facts(txn, selection, self._span.known_us)
+        self._lineage = {**facts, **bounds, "latest": self._span.latest}
         return StoredRows(txn, self._cache, self._dictionary_of, selection, self._span, self._event_column)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """As `TrainingSet.lineage`, with ``start``, ``end`` and ``latest`` instead of an entity dataframe."""
+        self._columns_of_all()
+        return dict(self._lineage)
+
+    def _lineage_json(self) -> bytes:
+        return json.dumps(self._lineage, separators=(",", ":")).encode()
 
     def _columns_of_all(self) -> dict[str, Column]:
         with self._lock:

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 import featuredb
 from featuredb.columns import Column, concat
 from featuredb.errors import InputError, Problem, input_error
-from featuredb.frames import Frame, TableInput, as_column, as_us, concat_natives
+from featuredb.frames import Frame, TableInput, as_column, as_us, detached
+from featuredb.frames.from_arrow import arrow
+from featuredb.frames.read_csv import read_typed
 from featuredb.frames.write import EntityFrame, ParquetWriter
 from featuredb.limits import ABSENT_US, JOIN_BATCH_ROWS
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.lineage import PARQUET_KEY, EntityHash, file_id, known_at_text, snapshot_name
 from featuredb.offline.prepare import missing_columns
 from featuredb.offline.search import Found, Gatherer, Query, make_query, search, with_max_age
-from featuredb.schema import DTYPES, Alias, FeatureService
+from featuredb.schema import DTYPES, Alias, DType, FeatureService
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import encode_keys, too_long
 from featuredb.storage.log import commit_times, last_commit
@@ -34,6 +36,7 @@ from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache
 
 _SUBJECT = "entity dataframe"
+_NAMES_SHOWN_MAX = 10
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Selection:
     @property
     def tables(self) -> list[StoredTable]:
         return list({use.table.id: use.table for use, _, _ in self.outputs}.values())
+
+    @property
+    def key_dtypes(self) -> dict[str, DType]:
+        """The key columns of the tables, with their dtypes."""
+        return {name: dtype for use in self.uses for name, dtype in use.key_dtypes.items()}
 
 
 def output_name(table: str, feature: str, full_feature_names: bool) -> str:
@@ -152,21 +160,16 @@ class Joiner:
         """Entity key columns, event timestamps and known_at of the batch; all problems in one error."""
         problems: list[Problem] = []
 
-        def convert(name: str, dtype_name: str) -> Column:
-            result = as_column(frame.column(name), DTYPES[dtype_name], name, text=frame.text)
-            if result.problem is not None:
-                problems.append(result.problem)
-            for bad in result.rejected:
-                value = bad.values[0] if bad.values else None
-                problems.append(Problem(bad.reason, name, first_row + int(bad.rows[0]), value, len(bad.rows)))
+        def convert(name: str, dtype: DType) -> Column:
+            result = as_column(frame.column(name), dtype, name)
+            problems.extend(result.problems(first_row))
             return result.column
 
-        dtypes = {name: dtype.name for use in self._selection.uses for name, dtype in use.key_dtypes.items()}
-        keys = {name: convert(name, dtype) for name, dtype in dtypes.items()}
-        times = convert(self._event_column, "timestamp")
+        keys = {name: convert(name, dtype) for name, dtype in self._selection.key_dtypes.items()}
+        times = convert(self._event_column, DTYPES["timestamp"])
         known = None
         if isinstance(self._known_at, str):
-            known = convert(self._known_at, "timestamp")
+            known = convert(self._known_at, DTYPES["timestamp"])
         elif self._known_at is not None:
             known = Column(DTYPES["timestamp"], np.full(frame.rows, self._known_at, dtype=np.int64))
         if problems:
@@ -222,11 +225,14 @@ class TrainingSet:
     """Features joined onto an entity dataframe; computed at the first conversion, and only once.
 
     The join reads the commit that is current when it is computed; `commit_id` says which. Rows, order,
-    index and other columns of the entity dataframe come back as they were, repeats kept; feature columns
-    follow in the order asked.
+    index and other columns of the entity dataframe come back as they were when the set was made, repeats
+    kept; feature columns follow in the order asked. A file is read when the join is computed. Of a CSV
+    file, keys and timestamps have the dtypes that the join reads, other columns those that pandas infers.
 
     Memory: the entity dataframe and the result. `to_parquet` of more than a million rows streams instead,
-    and holds one batch of a million rows at a time.
+    and holds one batch of a million rows at a time beside an entity dataframe that is in memory. CSV files
+    are held in memory, Parquet files and Arrow streams are not. What was streamed is not kept: a later
+    conversion joins again, then on the commit of that time.
 
     Examples
     --------
@@ -259,24 +265,34 @@ class TrainingSet:
         self._snapshot = snapshot
         self._cache = cache
         self._dictionary_of = dictionary_of
-        self._given = given
+        self._given = detached(given)
         self._features = features
         self._aliases = aliases
         self._known_at = _known_at(known_at, given.names)
         self._full_feature_names = full_feature_names
         self._include_event_timestamps = include_event_timestamps
         self._event_column = event_timestamp_column
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._commit_id: int | None = None
         self._entities: EntityFrame | None = None
         self._columns: dict[str, Column] = {}
         # What the join read of the entity dataframe, hashed when its lineage is asked for.
-        self._read: list[dict[str, Column]] = []
+        self._seen: list[dict[str, Column]] = []
         self._lineage: dict[str, Any] = {}
         with snapshot() as (_, registry):
             selection = self._select(registry)
-        self._needed = self._check(selection)
+        self._check(selection)
+        self._needed = self._dtypes(selection)
+        self._names = [name for _, _, name in selection.outputs]
         self._event_outputs = list(selection.event_timestamps.values())
+
+    def __repr__(self) -> str:
+        count = self._given.rows
+        rows = "entity rows of a file or stream" if count is None else f"{count:,} entity row{'s'[: count != 1]}"
+        names = [*self._names, *self._event_outputs]
+        shown = ", ".join(names[:_NAMES_SHOWN_MAX]) + (", ..." if len(names) > _NAMES_SHOWN_MAX else "")
+        state = "not computed yet" if self._commit_id is None else f"joined at commit {self._commit_id}"
+        return f"<TrainingSet: {rows}, columns {shown}; {state}>"
 
     def _select(self, registry: Registry) -> Selection:
         return select(
@@ -286,8 +302,8 @@ class TrainingSet:
             include_event_timestamps=self._include_event_timestamps,
         )
 
-    def _check(self, selection: Selection) -> list[str]:
-        """The columns of the entity dataframe that the join reads; `InputError` if any is missing."""
+    def _check(self, selection: Selection) -> None:
+        """An `InputError` that lists the columns that the join reads and the entity dataframe lacks."""
         roles: dict[str, str] = {}
         for use in selection.uses:
             for name in use.columns:
@@ -298,44 +314,63 @@ class TrainingSet:
         problems = missing_columns(self._given, roles, "entity dataframe")
         if problems:
             raise input_error(_SUBJECT, problems)
-        return list(roles)
+
+    def _dtypes(self, selection: Selection) -> dict[str, DType]:
+        """The columns of the entity dataframe that the join reads, and as what."""
+        timestamps = [self._event_column, *([self._known_at] if isinstance(self._known_at, str) else [])]
+        # An entity may be the event timestamp as well: if it is text, the join reads that as timestamps.
+        return {**dict.fromkeys(timestamps, DTYPES["timestamp"]), **selection.key_dtypes}
+
+    def _read(self) -> TableInput:
+        """The entity dataframe; a CSV file is read here, once."""
+        with self._lock:
+            if self._given.text:
+                self._given = read_typed(self._given, self._needed)
+            return self._given
 
     def _joiner(self, txn: ReadTxn, registry: Registry, seen: Callable[[dict[str, Column]], None]) -> Joiner:
         last = last_commit(txn)
         self._commit_id = 0 if last is None else last.id
         selection = self._select(registry)
         self._check(selection)  # definitions may have changed since the set was made
-        self._lineage = {
+        self._lineage = self._facts(txn, selection, self._known_at)
+        return Joiner(txn, self._cache, self._dictionary_of, selection, self._event_column, self._known_at, seen)
+
+    def _facts(self, txn: ReadTxn, selection: Selection, known_at: int | str | None) -> dict[str, Any]:
+        """The lineage, but for the hash of the entity dataframe."""
+        aliases = {use.name: use.table.name for use in selection.uses if use.name != use.table.name}
+        return {
             "file_id": file_id(txn),
             "commit_id": self._commit_id,
             "snapshot": snapshot_name(txn),
-            "features": [f"{table.name}:{feature}" for table, feature, _ in selection.outputs],
+            "features": [f"{use.name}:{feature}" for use, feature, _ in selection.outputs],
+            **({"aliases": aliases} if aliases else {}),
             "entity_df": None,
-            "known_at": known_at_text(self._known_at),
+            "known_at": known_at_text(known_at),
             "featuredb": featuredb.__version__,
         }
-        return Joiner(txn, self._cache, self._dictionary_of, selection, self._event_column, self._known_at, seen)
 
     def _compute(self) -> tuple[EntityFrame, dict[str, Column]]:
         with self._lock:
             if self._entities is None:
                 # A frame in memory is one batch; a file or a stream is read, and joined, batch by batch.
-                native, rows = self._given.native, self._given.rows
+                given = self._read()
+                native = given.native
                 batches = (
-                    self._given.batches(None, JOIN_BATCH_ROWS)
+                    given.batches(None, JOIN_BATCH_ROWS)
                     if native is None
-                    else self._given.batches(self._needed, max(rows or 0, 1))
+                    else given.batches(list(self._needed), max(given.rows or 0, 1))
                 )
                 natives, parts, first = [], [], 0
                 with self._snapshot() as (txn, registry):
-                    self._read = []
-                    joiner = self._joiner(txn, registry, self._read.append)
+                    self._seen = []
+                    joiner = self._joiner(txn, registry, self._seen.append)
                     for frame in batches:
                         natives.append(frame.native)
                         parts.append(joiner.join(frame, first))
                         first += frame.rows
                 self._columns = {name: concat([part[name] for part in parts]) for name in parts[0]}
-                self._entities = EntityFrame(concat_natives(natives) if native is None else native)
+                self._entities = EntityFrame(arrow().concat_tables(natives) if native is None else native)
             return self._entities, self._columns
 
     @property
@@ -365,10 +400,10 @@ class TrainingSet:
         with self._lock:
             if self._lineage["entity_df"] is None:
                 entities = EntityHash()
-                for columns in self._read:
+                for columns in self._seen:
                     entities.update(columns)
                 self._lineage["entity_df"] = entities.hexdigest()
-                self._read = []
+                self._seen = []
             return {**self._lineage, "features": list(self._lineage["features"])}
 
     def to_pandas(self) -> Any:
@@ -411,7 +446,8 @@ class TrainingSet:
         """Write the entity dataframe with the feature columns to a Parquet file (zstd).
 
         The file appears when it is whole. Unless the join is already computed, entity dataframes of
-        more than a million rows are joined and written a million rows at a time, from one commit.
+        more than a million rows, and streams, are joined and written a million rows at a time, from one
+        commit. That result is not kept: a later conversion, or a second `to_parquet`, joins again.
         The file's metadata has the `lineage` as JSON under the key ``featuredb``. (Before pyarrow 17, metadata must be
         written first: then a file written a million rows at a time lacks the hash of the entity dataframe.)
 
@@ -429,6 +465,8 @@ class TrainingSet:
         ------
         FileError
             If the file cannot be written.
+        InputError
+            If `path` is no path, or a column cannot be held by Parquet.
         MissingExtraError
             If pyarrow is not installed.
         """
@@ -446,17 +484,17 @@ class TrainingSet:
         return json.dumps(lineage, separators=(",", ":")).encode()
 
     def _tables(self) -> Iterator[Any]:
-        small = self._given.rows is not None and self._given.rows <= JOIN_BATCH_ROWS
+        given = self._read()
+        small = given.rows is not None and given.rows <= JOIN_BATCH_ROWS
         if self._entities is not None or small:
             yield self.to_arrow()
             return
-        native = self._given.native
-        whole = None if native is None else EntityFrame(native)
+        whole = None if given.native is None else EntityFrame(given.native)
         entities = EntityHash()
         with self._snapshot() as (txn, registry):
             joiner = self._joiner(txn, registry, entities.update)
             first = 0
-            for frame in self._given.batches(None, JOIN_BATCH_ROWS):
+            for frame in given.batches(None, JOIN_BATCH_ROWS):
                 columns = joiner.join(frame, first)
                 part = EntityFrame(frame.native) if whole is None else whole.slice(first, first + frame.rows)
                 yield part.in_zone(part.to_arrow(columns), self._event_column, self._event_outputs)

@@ -25,6 +25,7 @@ from featuredb.storage.registry import StoredTable
 
 # A union would be built anew at each call.
 _COMPOUND = (dict, tuple)
+_NAMES_SHOWN_MAX = 10
 
 
 def now_in_us(now: object = None) -> int:
@@ -259,13 +260,24 @@ class OnlineReader:
             self._prepared = (current, query)
         return query
 
+    def __repr__(self) -> str:
+        _, query = self._prepared
+        shown = ", ".join(query.names[:_NAMES_SHOWN_MAX]) + (", ..." if len(query.names) > _NAMES_SHOWN_MAX else "")
+        return f"<OnlineReader: key ({', '.join(query.entities)}), features {shown}>"
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        """Names of the entities, in the order that the values of a tuple key have."""
+        with self._env.read() as txn:
+            return tuple(self._query(txn).entities)
+
     def get(self, key: object, *, now: object = None) -> dict[str, Any]:
         """Features of one key.
 
         Parameters
         ----------
         key : object
-            The entity's value; for several entities a tuple in their order, or a dict by name.
+            The entity's value; for several entities a tuple in the order of `entities`, or a dict by name.
         now : timestamp, optional
             What max ages are measured from; the current time if left out.
 
