@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from featuredb.limits import FORMAT_VERSION
+from featuredb.limits import FORMAT_VERSION, NS_UNDO
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import Env, ReadTxn
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.log import last_commit
-from featuredb.storage.manifest import read_manifest
+from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pinned_manifests, read_manifest
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache
+from featuredb.storage.snapshots import SnapshotTxn, snapshots
 
 
 def database_info(env: Env, txn: ReadTxn, registry: Registry, cache: SegmentCache) -> dict[str, Any]:
@@ -24,7 +25,35 @@ def database_info(env: Env, txn: ReadTxn, registry: Registry, cache: SegmentCach
         **env.space(),
         "entities": len(registry.entities),
         "feature_services": len(registry.services),
+        "snapshots": {} if isinstance(txn, SnapshotTxn) else _snapshots(txn, cache),
         "feature_tables": {name: _table(txn, table, cache) for name, table in sorted(registry.tables.items())},
+    }
+
+
+def _snapshots(txn: ReadTxn, cache: SegmentCache) -> dict[str, Any]:
+    """For each snapshot its commit, and the bytes that it alone holds: history, and saved online rows."""
+    holders: dict[tuple[int, int], set[int]] = {}
+    sizes: dict[tuple[int, int], int] = {}
+    for number, manifest in pinned_manifests(txn):
+        live = {ref.id for ref in read_manifest(txn, manifest.table_id).segments}
+        for ref in manifest.segments:
+            if ref.id not in live:
+                holders.setdefault((manifest.table_id, ref.id), set()).add(number)
+                sizes[manifest.table_id, ref.id] = cache.reader(txn, manifest.table_id, ref).info.nbytes
+    alone = {snapshot.id: 0 for snapshot in snapshots(txn)}
+    for segment, numbers in holders.items():
+        if len(numbers) == 1:
+            alone[min(numbers)] += sizes[segment]
+    return {
+        snapshot.name: {
+            "commit_id": snapshot.commit_id,
+            "time": snapshot.time.isoformat(),
+            "history_bytes": alone[snapshot.id],
+            "online_bytes": sum(
+                len(key) + len(row) for key, row in txn.scan(NS_UNDO + snapshot.id.to_bytes(SNAPSHOT_ID_BYTES, "big"))
+            ),
+        }
+        for snapshot in snapshots(txn)
     }
 
 

@@ -25,8 +25,11 @@ NS_DEFINITION: Final = b"d"
 NS_SEGMENT: Final = b"f"
 NS_STAGED: Final = b"g"
 NS_CHUNK: Final = b"h"
+NS_PINNED: Final = b"i"
 NS_KEY: Final = b"k"
+NS_SNAPSHOT: Final = b"l"
 NS_MANIFEST: Final = b"m"
+NS_UNDO: Final = b"n"
 NS_ONLINE: Final = b"o"
 
 # --- definitions ------------------------------------------------------------------------------
@@ -34,9 +37,11 @@ NAME_CHARS_MAX: Final = 128
 TABLES_MAX: Final = 100_000
 FEATURES_PER_TABLE_MAX: Final = 4096
 ENTITIES_PER_TABLE_MAX: Final = 16
+# Each makes an online look-up in an older one a look-up more.
+SNAPSHOTS_MAX: Final = 1000
 
 # --- keys and values --------------------------------------------------------------------------
-# LMDB allows 511 bytes; the prefix of a key takes 5.
+# LMDB allows 511 bytes; the longest prefix of a key, that of a saved online row, takes 11.
 KEY_BYTES_MAX: Final = 500
 KEYS_PER_BLOCK: Final = 512
 ENTITIES_MAX: Final = (1 << 31) - 2

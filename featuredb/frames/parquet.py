@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
@@ -60,8 +60,10 @@ class ParquetWriter:
         else:
             self.abort()
 
-    def write(self, table: Any) -> None:
+    def write(self, table: Any, metadata: Mapping[bytes, bytes] | None = None) -> None:
         """Append a `pyarrow.Table`. The first one's schema holds; later ones are cast to it.
+
+        `metadata` goes to the file's unless `annotate` can add to that later, which pyarrow before 17 cannot.
 
         Raises
         ------
@@ -74,11 +76,19 @@ class ParquetWriter:
 
         with self._explained():
             if self._writer is None:
+                if metadata is not None and not hasattr(parquet.ParquetWriter, "add_key_value_metadata"):
+                    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
                 self._writer = parquet.ParquetWriter(self._temporary, table.schema, compression="zstd")
             elif not table.schema.equals(self._writer.schema):
                 table = self._cast(table)
             self._writer.write_table(table)
         self._rows += table.num_rows
+
+    def annotate(self, metadata: Mapping[bytes, bytes]) -> None:
+        """Add to the file's metadata, where pyarrow can; see `write`."""
+        if hasattr(self._writer, "add_key_value_metadata"):
+            with self._explained():
+                self._writer.add_key_value_metadata(dict(metadata))
 
     def close(self) -> None:
         """Finish the file and put it in place. Without any table written, there is no file."""

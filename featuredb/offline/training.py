@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import featuredb
 from featuredb.columns import Column, concat
 from featuredb.errors import InputError, Problem, input_error
 from featuredb.frames import Frame, TableInput, as_column, as_us, detached
@@ -21,6 +23,7 @@ from featuredb.frames.read_csv import read_typed
 from featuredb.frames.write import EntityFrame, ParquetWriter
 from featuredb.limits import ABSENT_US, JOIN_BATCH_ROWS
 from featuredb.offline.dictionary import KeyDictionary
+from featuredb.offline.lineage import PARQUET_KEY, EntityHash, file_id, known_at_text, snapshot_name
 from featuredb.offline.prepare import missing_columns
 from featuredb.offline.search import Gatherer, Query, make_query, search, with_max_age
 from featuredb.schema import DTYPES, DType, FeatureService
@@ -105,6 +108,8 @@ class Joiner:
         Name of the event timestamp column.
     known_at : int, str or None
         Microseconds UTC, or the name of a column.
+    seen : callable
+        Given the columns of each batch that the join reads: keys, timestamps, known_at.
     """
 
     def __init__(
@@ -115,8 +120,10 @@ class Joiner:
         selection: Selection,
         event_column: str,
         known_at: int | str | None,
+        seen: Callable[[dict[str, Column]], None],
     ) -> None:
         self._txn = txn
+        self._seen = seen
         self._dictionary_of = dictionary_of
         self._selection = selection
         self._event_column = event_column
@@ -129,6 +136,8 @@ class Joiner:
     def join(self, frame: Frame, first_row: int) -> dict[str, Column]:
         """The output columns for one batch of entity rows, in its order."""
         keys, times, known = self._read(frame, first_row)
+        by_column = {self._known_at: known} if isinstance(self._known_at, str) and known is not None else {}
+        self._seen({**keys, self._event_column: times, **by_column})
         usable = np.ones(frame.rows, dtype=np.bool_) if times.valid is None else times.valid
         known_us = times_of_commits = np.zeros(0, dtype=np.int64)
         if known is not None:
@@ -257,6 +266,9 @@ class TrainingSet:
         self._commit_id: int | None = None
         self._entities: EntityFrame | None = None
         self._columns: dict[str, Column] = {}
+        # What the join read of the entity dataframe, hashed when its lineage is asked for.
+        self._joined: list[dict[str, Column]] = []
+        self._lineage: dict[str, Any] = {}
         with snapshot() as (_, registry):
             selection = self._select(registry)
         self._check(selection)
@@ -303,12 +315,21 @@ class TrainingSet:
                 self._given = read_typed(self._given, self._needed)
             return self._given
 
-    def _joiner(self, txn: ReadTxn, registry: Registry) -> Joiner:
+    def _joiner(self, txn: ReadTxn, registry: Registry, seen: Callable[[dict[str, Column]], None]) -> Joiner:
         last = last_commit(txn)
         self._commit_id = 0 if last is None else last.id
         selection = self._select(registry)
         self._check(selection)  # definitions may have changed since the set was made
-        return Joiner(txn, self._cache, self._dictionary_of, selection, self._event_column, self._known_at)
+        self._lineage = {
+            "file_id": file_id(txn),
+            "commit_id": self._commit_id,
+            "snapshot": snapshot_name(txn),
+            "features": [f"{table.name}:{feature}" for table, feature, _ in selection.outputs],
+            "entity_df": None,
+            "known_at": known_at_text(self._known_at),
+            "featuredb": featuredb.__version__,
+        }
+        return Joiner(txn, self._cache, self._dictionary_of, selection, self._event_column, self._known_at, seen)
 
     def _compute(self) -> tuple[EntityFrame, dict[str, Column]]:
         with self._lock:
@@ -323,7 +344,8 @@ class TrainingSet:
                 )
                 natives, parts, first = [], [], 0
                 with self._snapshot() as (txn, registry):
-                    joiner = self._joiner(txn, registry)
+                    self._joined = []
+                    joiner = self._joiner(txn, registry, self._joined.append)
                     for frame in batches:
                         natives.append(frame.native)
                         parts.append(joiner.join(frame, first))
@@ -339,6 +361,31 @@ class TrainingSet:
             self._compute()
         assert self._commit_id is not None
         return self._commit_id
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Where this comes from (computes the join): all that it takes to make it again.
+
+        Returns
+        -------
+        dict
+            ``file_id``: of the file and its backups; ``commit_id``: the commit that was joined; ``snapshot``:
+            the name of the one it was joined at, or None; ``features``: the references; ``entity_df``: SHA-256 of
+            the columns that the join reads (keys, event timestamp, known_at column), the same from every
+            container; ``known_at``: ISO 8601 UTC, the name of a column, or None; ``featuredb``: the version. The
+            same lineage on the same snapshot gives the same bytes, whatever was merged, compacted,
+            ingested or backed up since.
+        """
+        if self._lineage.get("entity_df") is None:
+            self._compute()
+        with self._lock:
+            if self._lineage["entity_df"] is None:
+                entities = EntityHash()
+                for columns in self._joined:
+                    entities.update(columns)
+                self._lineage["entity_df"] = entities.hexdigest()
+                self._joined = []
+            return {**self._lineage, "features": list(self._lineage["features"])}
 
     def to_pandas(self) -> Any:
         """The entity dataframe with the feature columns, as a ``pandas.DataFrame``.
@@ -381,6 +428,8 @@ class TrainingSet:
         The file appears when it is whole. Unless the join is already computed, entity dataframes of
         more than a million rows, and streams, are joined and written a million rows at a time, from one
         commit. That result is not kept: a later conversion, or a second `to_parquet`, joins again.
+        The file's metadata has the `lineage` as JSON under the key ``featuredb``. (With a pyarrow that must
+        write metadata first, 16 for one, a file written a million rows at a time lacks the hash in it.)
 
         Parameters
         ----------
@@ -404,9 +453,15 @@ class TrainingSet:
         rows = 0
         with ParquetWriter(path) as writer:
             for table in self._tables():
-                writer.write(table)
+                # Where metadata cannot follow, what is known by now comes first.
+                writer.write(table, {PARQUET_KEY: self._lineage_json()})
                 rows += table.num_rows
+            writer.annotate({PARQUET_KEY: self._lineage_json()})
         return rows
+
+    def _lineage_json(self) -> bytes:
+        lineage = self._lineage if self._entities is None else self.lineage
+        return json.dumps(lineage, separators=(",", ":")).encode()
 
     def _tables(self) -> Iterator[Any]:
         given = self._read()
@@ -415,14 +470,16 @@ class TrainingSet:
             yield self.to_arrow()
             return
         whole = None if given.native is None else EntityFrame(given.native)
+        entities = EntityHash()
         with self._snapshot() as (txn, registry):
-            joiner = self._joiner(txn, registry)
+            joiner = self._joiner(txn, registry, entities.update)
             first = 0
             for frame in given.batches(None, JOIN_BATCH_ROWS):
                 columns = joiner.join(frame, first)
                 part = EntityFrame(frame.native) if whole is None else whole.slice(first, first + frame.rows)
                 yield part.in_zone(part.to_arrow(columns), self._event_column, self._event_outputs)
                 first += frame.rows
+        self._lineage["entity_df"] = entities.hexdigest()
 
 
 def _known_at(known_at: object, columns: Sequence[str]) -> int | str | None:

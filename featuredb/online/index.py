@@ -19,6 +19,7 @@ from featuredb.schema import DTYPES
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keys import decode_keys
 from featuredb.storage.registry import StoredTable
+from featuredb.storage.snapshots import delete_online, online_saver
 
 # Rows packed, compared or decoded at a time. Few, as the garbage collector walks the values of a batch:
 # an update of 1 million stored keys takes 5.0 s with 8 thousand, 7.4 s with 64 thousand.
@@ -139,6 +140,7 @@ class OnlineIndex:
         last = txn.last(b"") if len(keys) else None
         # Beyond the greatest key of the tree nothing can be stored yet, and appending fills pages to the brim.
         append = last is None or bytes(last[0]) < self.prefix + keys.take(order[:1]).tolist()[0]
+        save = online_saver(txn, self.table.id) if len(keys) else None
         written = 0
         for start in range(0, len(order), BATCH_ROWS):
             rows = order[start : start + BATCH_ROWS]
@@ -148,6 +150,8 @@ class OnlineIndex:
             if not append:
                 wins = self._wins(txn, full, values, event[rows], created[rows])
                 full, values = list(compress(full, wins)), list(compress(values, wins))
+            if save is not None:
+                save(full)
             txn.put_many(zip(full, values, strict=True), append=append)
             written += len(full)
         return written
@@ -237,8 +241,8 @@ class OnlineIndex:
         return sum(map(bool, txn.scan(self.prefix)))
 
     def delete_all(self, txn: WriteTxn) -> int:
-        """Remove every row; returns how many there were."""
-        return txn.delete_prefix(self.prefix)
+        """Remove every row (a snapshot keeps those it holds); returns how many there were."""
+        return delete_online(txn, self.table.id)
 
     def layout(self, version: int, key_of: KeyName) -> RowLayout:
         """The layout `version`, which the row ``key_of(0)`` says it has."""

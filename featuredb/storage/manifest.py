@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from featuredb.errors import CorruptionError
-from featuredb.limits import NS_CHUNK, NS_MANIFEST, NS_SEGMENT, NS_STAGED
+from featuredb.limits import NS_CHUNK, NS_MANIFEST, NS_PINNED, NS_SEGMENT, NS_STAGED
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
 from featuredb.storage.records import pack, unpack
+
+SNAPSHOT_ID_BYTES = 6
+# Column id of the lists of dead rows among a segment's chunks.
+DEAD = 0xFFFF_FFF5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,10 @@ def chunk_prefix(table_id: int, segment_id: int) -> bytes:
 def read_manifest(txn: ReadTxn, table_id: int) -> Manifest:
     """The manifest of a table; empty for a table that was never written."""
     raw = txn.get(NS_MANIFEST + _table(table_id))
-    if raw is None:
-        return Manifest(table_id)
+    return Manifest(table_id) if raw is None else _unpacked(raw, table_id)
+
+
+def _unpacked(raw: memoryview, table_id: int) -> Manifest:
     next_id, segments = unpack(raw, f"the manifest of table {table_id}")
     try:
         return Manifest(table_id, tuple(SegmentRef(*fields) for fields in segments), next_id)
@@ -72,20 +78,82 @@ def read_manifest(txn: ReadTxn, table_id: int) -> Manifest:
 
 
 def write_manifest(txn: WriteTxn, manifest: Manifest) -> None:
+    txn.put(NS_MANIFEST + _table(manifest.table_id), _packed(manifest))
+
+
+def _packed(manifest: Manifest) -> bytes:
     segments = [
         [ref.id, ref.crc, ref.rows, ref.dead_version, ref.dead_count, ref.dead_crc] for ref in manifest.segments
     ]
-    txn.put(NS_MANIFEST + _table(manifest.table_id), pack([manifest.next_segment_id, segments]))
+    return pack([manifest.next_segment_id, segments])
+
+
+# A snapshot holds copies of the manifests, and thereby the segments and lists of dead rows that they name.
+
+
+def pin_key(table_id: int, snapshot_id: int) -> bytes:
+    """Key of the copy of a table's manifest that a snapshot holds."""
+    return NS_PINNED + _table(table_id) + snapshot_id.to_bytes(SNAPSHOT_ID_BYTES, "big")
+
+
+def pin_manifest(txn: WriteTxn, table_id: int, snapshot_id: int) -> None:
+    """Let a snapshot hold the table's manifest as it is now."""
+    txn.put(pin_key(table_id, snapshot_id), _packed(read_manifest(txn, table_id)))
+
+
+def pinned_manifests(txn: ReadTxn, table_id: int | None = None) -> Iterator[tuple[int, Manifest]]:
+    """Snapshot id and manifest of every copy held, of one table or of all."""
+    for key, raw in txn.scan(NS_PINNED + (b"" if table_id is None else _table(table_id))):
+        yield int.from_bytes(key[5:], "big"), _unpacked(raw, int.from_bytes(key[1:5], "big"))
+
+
+def is_pinned(txn: ReadTxn, table_id: int, segment_id: int, dead_version: int | None = None) -> bool:
+    """Whether a snapshot holds the segment (with its dead list of that version, if one is given)."""
+    return any(
+        ref.id == segment_id and dead_version in (None, ref.dead_version)
+        for _, manifest in pinned_manifests(txn, table_id)
+        for ref in manifest.segments
+    )
+
+
+def unpin(txn: WriteTxn, snapshot_id: int) -> None:
+    """Take its manifests from a snapshot, and remove what nothing else holds."""
+    held = [manifest for number, manifest in pinned_manifests(txn) if number == snapshot_id]
+    for manifest in held:
+        table_id = manifest.table_id
+        txn.delete(pin_key(table_id, snapshot_id))
+        live = {ref.id: ref for ref in read_manifest(txn, table_id).segments}
+        for ref in manifest.segments:
+            if ref.id not in live:
+                drop_segment(txn, table_id, ref.id)
+            elif live[ref.id].dead_version != ref.dead_version:
+                drop_dead(txn, table_id, ref.id, ref.dead_version)
+
+
+def dead_key(table_id: int, segment_id: int, version: int) -> bytes:
+    """Key of a version of the list of a segment's dead rows: a chunk of a column of its own."""
+    return chunk_prefix(table_id, segment_id) + DEAD.to_bytes(4, "big") + version.to_bytes(4, "big") + b"\x00"
+
+
+def drop_dead(txn: WriteTxn, table_id: int, segment_id: int, version: int) -> None:
+    """Remove a version of a segment's list of dead rows, unless a snapshot holds it."""
+    if not is_pinned(txn, table_id, segment_id, version):
+        txn.delete(dead_key(table_id, segment_id, version))
 
 
 def drop_segment(txn: WriteTxn, table_id: int, segment_id: int) -> None:
-    """Remove a segment's chunks and descriptor."""
-    txn.delete_prefix(chunk_prefix(table_id, segment_id))
-    txn.delete(segment_key(table_id, segment_id))
+    """Remove a segment's chunks and descriptor, or of one that a snapshot holds, dead lists that none does."""
+    if not is_pinned(txn, table_id, segment_id):
+        txn.delete_prefix(chunk_prefix(table_id, segment_id))
+        txn.delete(segment_key(table_id, segment_id))
+        return
+    prefix = chunk_prefix(table_id, segment_id) + DEAD.to_bytes(4, "big")
+    for version in [int.from_bytes(key[17:21], "big") for key, _ in txn.scan(prefix)]:
+        drop_dead(txn, table_id, segment_id, version)
 
 
 def drop_table(txn: WriteTxn, table_id: int) -> None:
-    """Remove a table's whole history."""
+    """Remove a table's whole history, save what a snapshot holds."""
     for ref in read_manifest(txn, table_id).segments:
         drop_segment(txn, table_id, ref.id)
     txn.delete(NS_MANIFEST + _table(table_id))

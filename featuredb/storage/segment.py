@@ -19,11 +19,11 @@ from featuredb.errors import CorruptionError, LimitError
 from featuredb.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, CHUNK_ROWS_MAX, SEGMENTS_HELD_MAX
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn, WriteTxn
-from featuredb.storage.manifest import SegmentRef, chunk_prefix, segment_key
+from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, drop_dead, segment_key
 from featuredb.storage.records import pack, unpack
 
 # Column ids of the system columns; features count up from 1.
-EVENT, CREATED, COMMIT, CODES, STARTS, DEAD = range(0xFFFF_FFF0, 0xFFFF_FFF6)
+EVENT, CREATED, COMMIT, CODES, STARTS = range(0xFFFF_FFF0, 0xFFFF_FFF5)
 SYSTEM_COLUMNS = frozenset((EVENT, CREATED, COMMIT, CODES, STARTS))
 DATA, VALID, OFFSETS, BYTES = range(4)
 _SYSTEM_DTYPES = {EVENT: "int64", CREATED: "int64", COMMIT: "int64", CODES: "int32", STARTS: "int32"}
@@ -227,12 +227,11 @@ def write_segment(txn: WriteTxn, table_id: int, segment_id: int, rows: Rows) -> 
 
 def write_dead(txn: WriteTxn, table_id: int, ref: SegmentRef, positions: NDArray[np.int32]) -> SegmentRef:
     """The segment with the rows at `positions` (sorted, all that are dead) marked as replaced."""
-    key = chunk_prefix(table_id, ref.id) + DEAD.to_bytes(4, "big")
     if ref.dead_count:
-        txn.delete(key + ref.dead_version.to_bytes(4, "big") + bytes([DATA]))
+        drop_dead(txn, table_id, ref.id, ref.dead_version)
     version = ref.dead_version + 1
     raw = positions.astype("<i4").tobytes()
-    txn.put(key + version.to_bytes(4, "big") + bytes([DATA]), raw)
+    txn.put(dead_key(table_id, ref.id, version), raw)
     return SegmentRef(ref.id, ref.crc, ref.rows, version, len(positions), zlib.crc32(raw))
 
 
@@ -355,8 +354,7 @@ class SegmentReader:
         """Sorted positions of rows replaced by later ingests."""
         if not self.ref.dead_count:
             return np.zeros(0, dtype=np.int32)
-        key = chunk_prefix(self.info.table_id, self.ref.id) + DEAD.to_bytes(4, "big")
-        key += self.ref.dead_version.to_bytes(4, "big") + bytes([DATA])
+        key = dead_key(self.info.table_id, self.ref.id, self.ref.dead_version)
         return self._checked(key, 4 * self.ref.dead_count, self.ref.dead_crc, "int32")
 
     def feature_chunks(self, column_id: int) -> Iterator[tuple[int, int, Column]]:

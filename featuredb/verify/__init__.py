@@ -11,17 +11,22 @@ from __future__ import annotations
 import time
 
 from featuredb.storage.env import ReadTxn
+from featuredb.storage.snapshots import SnapshotTxn
 from featuredb.verify.definitions import check_format, check_key_space, check_log, check_registry
 from featuredb.verify.history import check_table
 from featuredb.verify.report import Check, Finding, VerifyReport
 from featuredb.verify.serving import check_online
+from featuredb.verify.snapshots import check_snapshots
 from featuredb.verify.strays import check_strays
 
 __all__ = ["Finding", "VerifyReport", "verify_database"]
 
 
 def verify_database(txn: ReadTxn) -> VerifyReport:
-    """Check everything in one snapshot.
+    """Check everything in one transaction; in one at a snapshot, everything that the snapshot sees.
+
+    Of the file's snapshots their records, history and saved online values are checked, but not that these online
+    values are the latest of that history: for that, verify at the snapshot.
 
     Memory: the timestamps of one segment and a chunk of its values, the keys of one key space three times, and the
     latest row of each key of one table.
@@ -50,6 +55,10 @@ def verify_database(txn: ReadTxn) -> VerifyReport:
             sound = check_table(check, table)
             with check.guarded(table=name):
                 check_online(check, table, sound=sound)
-        with check.guarded():
-            check_strays(check)
+        # What a snapshot does not see is not its own, but neither is it astray.
+        if not isinstance(txn, SnapshotTxn):
+            with check.guarded():
+                check_snapshots(check)
+            with check.guarded():
+                check_strays(check)
     return check.report(time.perf_counter() - began)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.limits import ABSENT_US, CHUNK_BYTES_MAX, SEGMENT_ROWS_MAX, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
-from featuredb.storage.manifest import SegmentRef, chunk_prefix, read_manifest
+from featuredb.storage.env import ReadTxn
+from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, read_manifest
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.segment import (
     BYTES,
@@ -16,7 +17,6 @@ from featuredb.storage.segment import (
     COMMIT,
     CREATED,
     DATA,
-    DEAD,
     EVENT,
     OFFSETS,
     STARTS,
@@ -36,6 +36,19 @@ _SYSTEM = {
 }
 _PARTS = {DATA: "data", VALID: "validity", OFFSETS: "offsets", BYTES: "bytes"}
 _ENCODINGS = ("plain", "constant", "null", "dictionary", "heap")
+
+
+def check_pinned(check: Check, txn: ReadTxn, table: StoredTable) -> None:
+    """Check what a snapshot holds of a table's history and the tables checked before do not."""
+    for ref in read_manifest(txn, table.id).segments:
+        reader = check.cache.reader(txn, table.id, ref)
+        if (table.id, ref.id) not in check.segments_live:
+            check.segments_live.add((table.id, ref.id))
+            check.unread.add((table.id, ref.id))
+            _check_segment(check, table, ref, reader)
+        elif ref.dead_count and dead_key(table.id, ref.id, ref.dead_version) not in check.chunks_expected:
+            _expect_chunks(check, reader)
+            _check_dead(check, table, reader)
 
 
 def check_table(check: Check, table: StoredTable) -> bool:
@@ -84,11 +97,16 @@ def _check_segment(check: Check, table: StoredTable, ref: SegmentRef, reader: Se
     if sound[CODES] and sound[STARTS]:
         with check.guarded(**where):
             _check_order(check, table, reader, all(sound[number] for number in (EVENT, CREATED, COMMIT)))
-    with check.guarded(**where, column="replaced rows"):
+    _check_dead(check, table, reader)
+
+
+def _check_dead(check: Check, table: StoredTable, reader: SegmentReader) -> None:
+    where: dict[str, Any] = {"table": table.name, "segment": reader.ref.id, "column": "replaced rows"}
+    with check.guarded(**where):
         dead = reader.dead()
         check.chunks += len(dead) > 0
-        if np.any(dead[1:] <= dead[:-1]) or (len(dead) and not 0 <= dead[0] <= dead[-1] < info.rows):
-            check.problem("its list of replaced rows is out of order or range", **where, column="replaced rows")
+        if np.any(dead[1:] <= dead[:-1]) or (len(dead) and not 0 <= dead[0] <= dead[-1] < reader.rows):
+            check.problem("its list of replaced rows is out of order or range", **where)
 
 
 def _expect_chunks(check: Check, reader: SegmentReader) -> None:
@@ -99,8 +117,7 @@ def _expect_chunks(check: Check, reader: SegmentReader) -> None:
                 prefix + column.id.to_bytes(4, "big") + chunk.to_bytes(4, "big") + part.to_bytes(1, "big")
             )
     if reader.ref.dead_count:
-        version = reader.ref.dead_version.to_bytes(4, "big")
-        check.chunks_expected.add(prefix + DEAD.to_bytes(4, "big") + version + bytes([DATA]))
+        check.chunks_expected.add(dead_key(reader.info.table_id, reader.ref.id, reader.ref.dead_version))
     check.unread.discard((reader.info.table_id, reader.ref.id))
 
 

@@ -67,7 +67,11 @@ def _check_segments(check: Check, tables: set[int]) -> None:
             if not (live if namespace == NS_SEGMENT else key in check.chunks_expected):
                 strays[key[1:5], segment, what] = None
     for head, segment, what in strays:
-        check.problem(f"{what} belongs to no live segment", table=_table_name(check, head), segment=segment)
+        check.problem(
+            f"{what} belongs to no live segment, nor to one that a snapshot holds",
+            table=_table_name(check, head),
+            segment=segment,
+        )
 
 
 def _table_name(check: Check, head: bytes) -> str:
