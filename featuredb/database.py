@@ -20,6 +20,7 @@ from featuredb.limits import MEMORY_MAP_SIZE_BYTES, QUERIES_HELD_MAX, WRITE_TIME
 from featuredb.online.index import OnlineIndex
 from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, read_rows
 from featuredb.schema import Definition, Entity, FeatureService, FeatureTable, Source
+from featuredb.snapshots import Snapshots
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
 from featuredb.storage.log import Commit, append_commit, commits, last_commit
 from featuredb.storage.manifest import discard_staged, drop_table, read_manifest
@@ -36,7 +37,6 @@ from featuredb.storage.registry import (
     write_registry,
 )
 from featuredb.storage.segment import SegmentCache
-from featuredb.storage.snapshots import Snapshot, SnapshotEnv, create_snapshot, drop_snapshot, find_snapshot, snapshots
 
 if TYPE_CHECKING:
     from featuredb.offline.dictionary import KeyDictionary
@@ -122,7 +122,7 @@ def open_database(
     return Database(env, read_only=read_only, durable=durable, timeout=timeout, folder=folder)
 
 
-class Database:
+class Database(Snapshots):
     """One open featuredb file. Made by ``featuredb.open``; safe to use from several threads.
 
     Every call that writes is one atomic commit; every call that reads sees one commit, whole.
@@ -158,8 +158,8 @@ class Database:
         self.close()
 
     def __repr__(self) -> str:
-        at = f" at {self._env.snapshot.name!r}" if isinstance(self._env, SnapshotEnv) else ""
-        return f"<featuredb.Database {self.path!r}{at}{' (closed)' if self._closed else ''}>"
+        label = getattr(self._env, "label", "") + (" (closed)" if self._closed else "")
+        return f"<featuredb.Database {self.path!r}{label}>"
 
     def close(self) -> None:
         """Close the file. Closing twice is allowed; any other use afterwards raises `ClosedError`."""
@@ -189,9 +189,6 @@ class Database:
     @contextmanager
     def _writer(self) -> Iterator[None]:
         self._check_open()
-        if isinstance(self._env, SnapshotEnv):
-            name = self._env.snapshot.name
-            raise ReadOnlyError(f"snapshot {name!r} of {self.path} cannot be changed; write to the database itself")
         if self._read_only:
             raise ReadOnlyError(f"{self.path} was opened read-only; open it with read_only=False to write")
         with self._env.writer(self._timeout):
@@ -325,79 +322,6 @@ class Database:
 
         with self._writer():
             self._env.write(work, durable=self._durable)
-
-    # --- snapshots ----------------------------------------------------------------------------
-
-    def snapshot(self, name: str) -> Snapshot:
-        """Hold the current commit under a name, so that it can be read until ``drop_snapshot``.
-
-        Nothing is copied but the definitions. While it is held, the history it has stays in the file, and
-        online values that are overwritten are kept once. The snapshot itself is one commit of the log.
-
-        Parameters
-        ----------
-        name : str
-            A letter or ``_`` first, then letters, digits, ``_ . -``.
-
-        Returns
-        -------
-        Snapshot
-            Its ``name``, the ``commit_id`` that it holds, and its ``time``.
-
-        Raises
-        ------
-        DefinitionError
-            If the name is not valid, or there is a snapshot of that name.
-
-        Examples
-        --------
-        >>> import featuredb as fdb
-        >>> with fdb.open(":memory:") as db:
-        ...     _ = db.apply(fdb.Entity("city", "string"))
-        ...     _ = db.snapshot("before")
-        ...     _ = db.apply(fdb.Entity("user", "int64"))
-        ...     [entity.name for entity in db.at("before").list_entities()]
-        ['city']
-        """
-
-        def work(txn: WriteTxn) -> Snapshot:
-            return create_snapshot(txn, name, [table.id for table in read_registry(txn).tables.values()])
-
-        with self._writer():
-            return self._env.write(work, durable=self._durable)
-
-    def list_snapshots(self) -> list[Snapshot]:
-        """Every snapshot, oldest first."""
-        self._check_open()
-        with self._env.read() as txn:
-            return snapshots(txn)
-
-    def drop_snapshot(self, name: str) -> None:
-        """Let go of a snapshot: what only it held is removed. `NotFoundError` if there is none of that name."""
-        with self._writer():
-            self._env.write(lambda txn: drop_snapshot(txn, name), durable=self._durable)
-
-    def at(self, name: str) -> Database:
-        """A view of definitions, log, history and online values as they were at a snapshot.
-
-        It has the methods of a `Database`; those that write raise `ReadOnlyError`. It needs no closing, and
-        is of no use once this database is closed or the snapshot dropped. Max ages of online values
-        are still measured from ``now``.
-
-        Raises
-        ------
-        NotFoundError
-            If there is no such snapshot; also from every call on the view once it was dropped.
-        """
-        self._check_open()
-        with self._env.read() as txn:
-            snapshot, definitions = find_snapshot(txn, name)
-        base = self._env.base if isinstance(self._env, SnapshotEnv) else self._env
-        env = SnapshotEnv(base, snapshot, definitions)
-        view = Database(env, read_only=True, durable=self._durable, timeout=self._timeout, folder=None)
-        # Segments and entity keys are the same ones, so what is known of them is shared.
-        view._cache, view._dictionaries = self._cache, self._dictionaries
-        return view
 
     # --- load ---------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ LEVELS = {
     "offline": 7,
     "progress": 7,
     "info": 7,
+    "snapshots": 7,
     "verify": 8,
     "database": 8,
     "warmup": 9,

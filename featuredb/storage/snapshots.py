@@ -12,13 +12,14 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import compress, islice, repeat
 from operator import itemgetter, not_
 from types import TracebackType
 
-from featuredb.errors import DefinitionError, InputError, NotFoundError
+from featuredb.errors import DefinitionError, InputError, NotFoundError, ReadOnlyError
 from featuredb.limits import (
     NS_COMMIT,
     NS_DEFINITION,
@@ -28,6 +29,7 @@ from featuredb.limits import (
     NS_SNAPSHOT,
     NS_UNDO,
     SNAPSHOTS_MAX,
+    WRITE_TIMEOUT_SECONDS,
 )
 from featuredb.schema import check_name
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
@@ -316,6 +318,14 @@ class SnapshotEnv(Env):
         self.base = base
         self.snapshot = snapshot
         self._definitions = definitions
+        self.label = f" at {snapshot.name!r}"
+
+    @contextmanager
+    def writer(self, timeout_seconds: float = WRITE_TIMEOUT_SECONDS) -> Iterator[None]:
+        raise ReadOnlyError(
+            f"snapshot {self.snapshot.name!r} of {self.path} cannot be changed; write to the database itself"
+        )
+        yield
 
     def read(self) -> SnapshotTxn:
         return SnapshotTxn(self.base.read(), self.snapshot, self._definitions)
