@@ -355,6 +355,32 @@ def test_compact_merges_segments_and_drops_replaced_rows(loaded: str) -> None:
     assert "segments" in text("compact", loaded)
 
 
+def test_snapshots_are_made_listed_read_and_dropped(loaded: str, tmp_path: Path) -> None:
+    assert text("snapshots", loaded) == f"{loaded}: no snapshots\n"
+    assert text("snapshot", loaded, "before") == "before: holds commit 3\n"
+    late = {"station": ["JFK"], "at": ["2024-05-01T14:00:00Z"], "temp": [11.5], "wind": [6]}
+    with fdb.open(loaded) as db:
+        db.ingest("weather", late)
+    get = ("get", loaded, "-f", "weather:temp", "--now", NOON, "origin=JFK")
+    assert "11.5" in text(*get)
+    assert "10.5" in text(*get, "--at", "before")
+    (tmp_path / "left.csv").write_text("origin,event_timestamp\nJFK,2024-05-01T15:00:00Z\n")
+    out = tmp_path / "out.csv"
+    text("join", loaded, tmp_path / "left.csv", out, "-f", "weather:temp", "--at", "before")
+    assert out.read_text().splitlines()[1].endswith(",10.5")
+    [listed] = json.loads(text("snapshots", loaded, "--json"))
+    assert (listed["name"], listed["commit_id"]) == ("before", 3)
+    assert listed["online_bytes"] > 0
+    assert "before" in text("snapshots", loaded)
+    again = run("snapshot", loaded, "before")
+    assert again.exit_code == 1
+    assert "exists already" in again.stderr
+    assert text("drop-snapshot", loaded, "before") == "before: dropped\n"
+    gone = run(*get, "--at", "before")
+    assert gone.exit_code == 1
+    assert "no snapshot 'before'" in gone.stderr
+
+
 def test_warmup_compiles_the_kernels() -> None:
     assert data("warmup")["kernels"] > 0
 
@@ -444,7 +470,7 @@ def test_every_command_has_help_and_all_that_print_data_take_json() -> None:
         assert "--json" in text(name, "--help"), name
         assert command.help
     expected = {"info", "tables", "ingest", "join", "get", "log", "verify", "backup", "compact", "demo", "warmup"}
-    assert set(main.commands) == expected
+    assert set(main.commands) == expected | {"snapshot", "snapshots", "drop-snapshot"}
     assert fdb.__version__ in text("--version")
 
 

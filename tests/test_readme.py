@@ -94,7 +94,7 @@ def test_snippets_and_commands_print_what_the_readme_shows(tmp_path: Path, monke
 
 
 def test_the_command_table_names_every_command_and_no_other() -> None:
-    named = re.findall(r"^\| `featuredb ([a-z]+)", README, re.MULTILINE)
+    named = re.findall(r"^\| `featuredb ([a-z-]+)", README, re.MULTILINE)
     assert sorted(named) == sorted(main.list_commands(click.Context(main)))
 
 

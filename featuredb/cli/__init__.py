@@ -19,6 +19,7 @@ from featuredb.cli.file import backup, compact, info, log, tables, verify
 from featuredb.cli.load import ingest
 from featuredb.cli.output import in_cli_words
 from featuredb.cli.read import get, join
+from featuredb.cli.snapshots import drop_snapshot, snapshot, snapshots
 from featuredb.errors import FeatureDBError
 
 __all__ = ["main"]
@@ -60,5 +61,8 @@ def main() -> None:
     """An embedded feature store: one file, point-in-time joins, online reads."""
 
 
-for _command in (demo, info, tables, ingest, join, get, log, verify, backup, compact, warmup):
+_COMMANDS = (
+    demo, info, tables, ingest, join, get, log, snapshot, snapshots, drop_snapshot, verify, backup, compact, warmup
+)  # fmt: skip
+for _command in _COMMANDS:
     main.add_command(_command)

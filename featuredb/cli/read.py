@@ -25,6 +25,7 @@ from featuredb.cli.output import (
     print_table,
     size,
 )
+from featuredb.cli.snapshots import at_option, view
 from featuredb.errors import FileError, Problem, input_error
 from featuredb.schema import DTYPES, split_reference
 
@@ -43,6 +44,7 @@ _OUTPUT_SUFFIXES = (".parquet", ".pq", ".csv")
 @click.option("--known-at", metavar="TIME|COLUMN", help="Use only what was known by then.")
 @click.option("--event-timestamp-column", metavar="COLUMN", default="event_timestamp", show_default=True)
 @click.option("--include-event-timestamps", is_flag=True, help="Add TABLE__event_timestamp for each table.")
+@at_option
 @json_option
 def join(
     file: str,
@@ -54,6 +56,7 @@ def join(
     known_at: str | None,
     event_timestamp_column: str,
     include_event_timestamps: bool,
+    at: str | None,
     as_json: bool,
 ) -> None:
     """Join features onto the rows of ENTITIES as they were at each row's event timestamp, and write OUT.
@@ -66,7 +69,7 @@ def join(
         raise click.BadParameter(f"must end in one of {', '.join(_OUTPUT_SUFFIXES)}.", param_hint="OUT")
     began = time.perf_counter()
     with fdb.open(file, read_only=True) as db:
-        training = db.get_historical_features(
+        training = view(db, at).get_historical_features(
             entities,
             wanted,
             known_at=known_at,
@@ -105,6 +108,7 @@ def _write_csv(training: TrainingSet, path: str) -> int:
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 @features_options
 @click.option("--now", metavar="TIME", help="Measure max ages from this time instead of the current one.")
+@at_option
 @json_option
 def get(
     file: str,
@@ -113,6 +117,7 @@ def get(
     service: str | None,
     full_feature_names: bool,
     now: str | None,
+    at: str | None,
     as_json: bool,
 ) -> None:
     """Read the latest feature values of one or more keys.
@@ -125,8 +130,9 @@ def get(
     """
     wanted = chosen_features(features, service)
     with fdb.open(file, read_only=True) as db:
-        columns = parse_keys(keys, _entities(db, wanted))
-        response = db.get_online_features(wanted, columns, now=now, full_feature_names=full_feature_names)
+        held = view(db, at)
+        columns = parse_keys(keys, _entities(held, wanted))
+        response = held.get_online_features(wanted, columns, now=now, full_feature_names=full_feature_names)
     values, statuses = response.to_dict(), response.statuses
     if as_json:
         events = {table: [iso(moment) for moment in times] for table, times in response.event_timestamps.items()}
