@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from strategies import CONTAINERS, POOLS, Columns, container, plain, small_batch
 
 import featuredb as fdb
 from featuredb.limits import KEY_BYTES_MAX, NS_CHUNK, NS_ONLINE, NS_PINNED, NS_SEGMENT, NS_SNAPSHOT, NS_UNDO
+from featuredb.storage.manifest import DEAD
 
 BASE = 1_357_034_400_000_000
 ENTITIES = {"u": "int64", "s": "string"}
@@ -84,6 +86,7 @@ def state(db: fdb.Database) -> dict[str, Any]:
             rows = zip(*(keys[name] for name in table.entities), strict=True)
             singles = [reader.get(row if len(row) > 1 else row[0]) for row in rows]
             found[f"single of {table.name}"] = repr(singles)
+            found[f"keys of {table.name}"] = db.info()["feature_tables"][table.name]["online_keys"]
     return found
 
 
@@ -265,6 +268,8 @@ def test_an_online_value_is_saved_once_for_the_newest_snapshot(loaded: fdb.Datab
 
 
 def test_dropping_a_snapshot_passes_its_online_values_to_the_one_before(loaded: fdb.Database) -> None:
+    loaded.snapshot("first")
+    put(loaded, 2, 0, 3)
     loaded.snapshot("a")
     put(loaded, 0, 1, 2)
     at_b = online(loaded)
@@ -273,13 +278,76 @@ def test_dropping_a_snapshot_passes_its_online_values_to_the_one_before(loaded: 
     put(loaded, 1, 2, 2)
     put(loaded, 2, 2, 2)
     at_a = online(loaded.at("a"))
-    assert at_a == [1.5, -2.25, None]
+    assert at_a == [1.5, -2.25, 1.5]
     assert online(loaded.at("b")) == at_b
     loaded.drop_snapshot("b")
     assert online(loaded.at("a")) == at_a
+    assert online(loaded.at("first")) == [1.5, -2.25, None]
     assert_sound(loaded)
     loaded.drop_snapshot("a")
+    loaded.drop_snapshot("first")
     assert not entries(loaded, NS_UNDO)
+
+
+@pytest.mark.parametrize("delete", [True, False])
+def test_online_values_of_a_table_that_is_deleted_or_taken_offline_are_kept(
+    loaded: fdb.Database, delete: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featuredb.storage.snapshots._BATCH_ROWS", 1)
+    put(loaded, 2, 0, 2)
+    before = online(loaded)
+    loaded.snapshot("a")
+    if delete:
+        loaded.delete_feature_table("one")
+    else:
+        loaded.apply(replace(loaded.get_feature_table("one"), online=False))
+    assert len(entries(loaded, NS_UNDO)) == 3
+    assert online(loaded.at("a")) == before
+    assert loaded.at("a").info()["feature_tables"]["one"]["online_keys"] == 3
+    assert_sound(loaded)
+    assert_sound(loaded.at("a"))
+
+
+def test_a_scan_at_a_snapshot_has_each_key_once_and_none_that_came_later(loaded: fdb.Database) -> None:
+    loaded.snapshot("a")
+    put(loaded, 0, 1, 2)
+    loaded.snapshot("b")
+    put(loaded, 0, 2, 4)
+    put(loaded, 2, 0, 4)
+    counts = [db.info()["feature_tables"]["one"]["online_keys"] for db in (loaded.at("a"), loaded.at("b"), loaded)]
+    assert counts == [2, 2, 3]
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_each_snapshot_keeps_its_own_list_of_replaced_rows(
+    loaded: fdb.Database, merged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featuredb.offline.merge.MERGE_FANOUT", 100)
+
+    def replaced(db: fdb.Database) -> list[Any]:
+        frame = {"u": [1] * 12, "event_timestamp": (LEFT["event_timestamp"][1][0] + np.arange(12)).astype("M8[us]")}
+        return db.get_historical_features(frame, ["one:x"]).to_numpy()["x"].tolist()
+
+    loaded.ingest("one", data(tables()[0], [(0, 0, event, 0, 3) for event in range(1, 31)]))
+    expected: dict[str, list[Any]] = {}
+    for event, name in enumerate("abc", start=1):
+        put(loaded, 0, event, 4)
+        expected[name] = replaced(loaded)
+        loaded.snapshot(name)
+    put(loaded, 0, 4, 4)
+    lists = [key for key in entries(loaded, NS_CHUNK) if key[13:17] == DEAD.to_bytes(4, "big")]
+    assert len(lists) == 4, "one for each snapshot and one now"
+    if merged:
+        loaded.compact()
+    for name in "bac":
+        for held in expected:
+            assert replaced(loaded.at(held)) == expected[held]
+        assert_sound(loaded)
+        loaded.drop_snapshot(name)
+        del expected[name]
+    assert_sound(loaded)
+    lists = [key for key in entries(loaded, NS_CHUNK) if key[13:17] == DEAD.to_bytes(4, "big")]
+    assert len(lists) == (0 if merged else 1)
 
 
 def test_the_longest_key_can_be_saved(db: fdb.Database) -> None:
