@@ -106,8 +106,8 @@ class Snapshots:
         self._check_open()
         with self._env.read() as txn:
             snapshot, definitions = find_snapshot(txn, name)
-        base = self._env.base if isinstance(self._env, SnapshotEnv) else self._env
-        env = SnapshotEnv(base, snapshot, definitions)
+        base, owner = (self._env.base, self._env.owner) if isinstance(self._env, SnapshotEnv) else (self._env, self)
+        env = SnapshotEnv(base, owner, snapshot, definitions)
         view = Database(env, read_only=False, durable=self._durable, timeout=self._timeout, folder=None)
         # Segments and entity keys are the same ones, so what is known of them is shared.
         view._cache, view._dictionaries = self._cache, self._dictionaries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from collections.abc import Callable
@@ -450,6 +451,20 @@ def test_a_view_ends_with_its_database_and_closing_it_does_not_close_that(loaded
     loaded.close()
     with pytest.raises(fdb.ClosedError):
         other.log()
+
+
+def test_a_view_and_its_readers_keep_the_database_open(tmp_path: Path) -> None:
+    with fdb.open(tmp_path / "some.fdb") as db:
+        define(db)
+        put(db, 0, 0, 3)
+        db.snapshot("a")
+    view = fdb.open(tmp_path / "some.fdb").at("a").at("a")
+    gc.collect()
+    assert online(view) == [1.5, None, None]
+    reader = view.online_reader(["one:x"])
+    del view
+    gc.collect()
+    assert reader.get(1) == {"x": 1.5}
 
 
 def test_a_file_opened_read_only_can_be_read_at_a_snapshot(tmp_path: Path) -> None:

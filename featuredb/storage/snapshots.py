@@ -311,10 +311,14 @@ class SnapshotTxn(ReadTxn):
 
 
 class SnapshotEnv(Env):
-    """An open file as it was at a snapshot: reads only. It lives as long as the handle it was made from."""
+    """An open file as it was at a snapshot: reads only. It lives as long as the handle it was made from.
 
-    def __init__(self, base: Env, snapshot: Snapshot, definitions: Mapping[bytes, bytes]) -> None:
+    `owner` is what closes that handle when it is collected, and so must not be before this.
+    """
+
+    def __init__(self, base: Env, owner: object, snapshot: Snapshot, definitions: Mapping[bytes, bytes]) -> None:
         self.path = base.path
+        self.owner = owner
         self.base = base
         self.snapshot = snapshot
         self._definitions = definitions
