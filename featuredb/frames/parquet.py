@@ -63,7 +63,8 @@ class ParquetWriter:
     def write(self, table: Any, metadata: Mapping[bytes, bytes] | None = None) -> None:
         """Append a `pyarrow.Table`. The first one's schema holds; later ones are cast to it.
 
-        `metadata` goes to the file's unless `annotate` can add to that later, which older versions of pyarrow cannot (16 for one).
+        `metadata` goes to the file's unless `annotate` can add to that later, which old versions of pyarrow
+        cannot (16 for one).
 
         Raises
         ------
