@@ -34,6 +34,7 @@ from featuredb.schema import Entity, Feature, FeatureService, FeatureTable
 from featuredb.sources import FileSource
 from featuredb.storage.log import Commit
 from featuredb.storage.registry import Change
+from featuredb.storage.rejected import RejectedRow
 
 __version__ = "0.1.0"
 
@@ -65,6 +66,7 @@ __all__ = [
     "OnlineResponse",
     "Problem",
     "ReadOnlyError",
+    "RejectedRow",
     "Status",
     "open",
 ]

@@ -25,7 +25,9 @@ NS_DEFINITION: Final = b"d"
 NS_SEGMENT: Final = b"f"
 NS_STAGED: Final = b"g"
 NS_CHUNK: Final = b"h"
+NS_REJECTED: Final = b"j"
 NS_KEY: Final = b"k"
+NS_PENDING: Final = b"l"
 NS_MANIFEST: Final = b"m"
 NS_ONLINE: Final = b"o"
 
@@ -65,6 +67,8 @@ INGEST_BATCH_ROWS: Final = 1_000_000
 INGEST_MEMORY_ROWS: Final = 1 << 24
 JOIN_BATCH_ROWS: Final = 1_000_000
 REJECTIONS_KEPT_MAX: Final = 1000
+# Rejected rows a table keeps in the file: the newest.
+REJECTED_ROWS_MAX: Final = 10_000
 # Problems, and differences, that one verification lists.
 VERIFY_FINDINGS_MAX: Final = 1000
 # Resolved online queries a database keeps, so that repeated reads need not resolve names.

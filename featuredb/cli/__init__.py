@@ -13,7 +13,7 @@ import click
 from featuredb import __version__
 from featuredb.cli.demo_run import demo, warmup
 from featuredb.cli.file import backup, compact, info, log, tables, verify
-from featuredb.cli.load import ingest
+from featuredb.cli.load import ingest, rejected
 from featuredb.cli.read import get, join
 from featuredb.errors import FeatureDBError
 
@@ -40,5 +40,5 @@ def main() -> None:
     """An embedded feature store: one file, point-in-time joins, online reads."""
 
 
-for _command in (demo, info, tables, ingest, join, get, log, verify, backup, compact, warmup):
+for _command in (demo, info, tables, ingest, rejected, join, get, log, verify, backup, compact, warmup):
     main.add_command(_command)

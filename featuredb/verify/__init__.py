@@ -12,9 +12,9 @@ import time
 
 from featuredb.storage.env import ReadTxn
 from featuredb.verify.definitions import check_format, check_key_space, check_log, check_registry
-from featuredb.verify.history import check_table
+from featuredb.verify.history import check_rejected, check_table
 from featuredb.verify.report import Check, Finding, VerifyReport
-from featuredb.verify.serving import check_online
+from featuredb.verify.serving import check_online, check_pending
 from featuredb.verify.strays import check_strays
 
 __all__ = ["Finding", "VerifyReport", "verify_database"]
@@ -50,6 +50,10 @@ def verify_database(txn: ReadTxn) -> VerifyReport:
             sound = check_table(check, table)
             with check.guarded(table=name):
                 check_online(check, table, sound=sound)
+            with check.guarded(table=name):
+                check_pending(check, table)
+            with check.guarded(table=name):
+                check_rejected(check, table)
         with check.guarded():
             check_strays(check)
     return check.report(time.perf_counter() - began)
