@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from featuredb.online.index import OnlineIndex
 from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, read_rows
 from featuredb.schema import Definition, Entity, FeatureService, FeatureTable, Source
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
-from featuredb.storage.log import Commit, append_commit, commits, last_commit
+from featuredb.storage.log import Commit, append_commit, commits
 from featuredb.storage.manifest import discard_staged, drop_table, read_manifest
 from featuredb.storage.pending import clear_pending
 from featuredb.storage.registry import (
@@ -409,7 +408,6 @@ class Database:
 
         _check_choice("to", to, ("both", "offline", "online"))
         _check_choice("on_error", on_error, ("raise", "skip"))
-        _check_choice("partial", partial, (True, False))
         start_us, end_us = _range(start, end)
         with self._snapshot() as (_, registry):
             stored = registry.table(table)
@@ -541,7 +539,7 @@ class Database:
         {'sky': 1}
         >>> db.close()
         """
-        from featuredb.offline.materialize import materialize
+        from featuredb.offline.materialize import materialize_tables
 
         if incremental and (start is not None or end is not None):
             raise InputError(
@@ -551,25 +549,9 @@ class Database:
         began = time.perf_counter()
 
         def work(txn: WriteTxn) -> tuple[dict[str, int], int]:
-            registry = read_registry(txn)
-            if tables is None:
-                chosen = [table for table in registry.tables.values() if table.definition.online]
-            else:
-                names = [tables] if isinstance(tables, str) else tables
-                if not isinstance(names, Iterable):
-                    raise InputError(f"tables must be names of feature tables, not {tables!r}")
-                chosen = [registry.table(name) for name in names]
-            offline = [table.name for table in chosen if not table.definition.online]
-            if offline:
-                raise InputError(f"feature table {', '.join(offline)} is not kept online; define it with online=True")
-            last = last_commit(txn)
-            commit_id = 1 if last is None else last.id + 1
-            fill = functools.partial(materialize, txn, self._cache, self._dictionary)
-            updated = {table.name: fill(table, start_us, end_us, incremental=incremental) for table in chosen}
-            if not any(updated.values()):
-                return updated, commit_id - 1
-            name = chosen[0].name if len(chosen) == 1 else None
-            return updated, append_commit(txn, "materialize", name, sum(updated.values())).id
+            return materialize_tables(
+                txn, self._cache, self._dictionary, tables, start_us, end_us, incremental=incremental
+            )
 
         with self._writer():
             updated, commit_id = self._env.write(work, durable=self._durable)

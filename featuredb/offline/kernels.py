@@ -400,8 +400,8 @@ def find_before(
 ):
     """As-of search in the total order: the greatest row of codes[i] up to (event[i], created[i]), that one included.
 
-    The chunk, `dead` and the best_ arrays are those of `asof`. A kernel of its own, so that joins need not compare
-    created timestamps. The queries are sorted by code.
+    The chunk and the best_ arrays are those of `asof`; `dead` is empty or a flag a row. A kernel of its own, so that
+    joins need not compare created timestamps. The queries are sorted by code.
     """
     stop = first + len(chunk_event)
     one_created = len(chunk_created) == 1

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Column
+from featuredb.errors import InputError
 from featuredb.limits import ABSENT_US, TIMESTAMP_MAX_US
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.merge import live_dtypes
 from featuredb.offline.search import Found, Gatherer, Query, search, system_chunk
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import ReadTxn, WriteTxn
+from featuredb.storage.log import append_commit, last_commit
 from featuredb.storage.manifest import read_manifest
 from featuredb.storage.pending import clear_pending, pending_since
-from featuredb.storage.registry import StoredTable
+from featuredb.storage.registry import StoredTable, read_registry
 from featuredb.storage.segment import COMMIT, SegmentCache, SegmentReader
 
 
@@ -94,3 +96,36 @@ def materialize(
     # The rows keep their own commits: the order among rows of equal timestamps is that of history.
     commits = Gatherer(found).commits()
     return OnlineIndex(table).update(txn, keys, found.event, found.created, commits, latest_columns(table, found))
+
+
+def materialize_tables(
+    txn: WriteTxn,
+    cache: SegmentCache,
+    dictionary_of: Callable[[StoredTable], KeyDictionary],
+    names: str | Sequence[str] | None,
+    start_us: int | None,
+    end_us: int | None,
+    *,
+    incremental: bool,
+) -> tuple[dict[str, int], int]:
+    """Materialize the tables of these names (None: all that are online); keys written by table, and the commit."""
+    registry = read_registry(txn)
+    if names is None:
+        chosen = [table for table in registry.tables.values() if table.definition.online]
+    else:
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, Iterable):
+            raise InputError(f"tables must be names of feature tables, not {names!r}")
+        chosen = [registry.table(name) for name in names]
+    offline = [table.name for table in chosen if not table.definition.online]
+    if offline:
+        raise InputError(f"feature table {', '.join(offline)} is not kept online; define it with online=True")
+    updated = {
+        table.name: materialize(txn, cache, dictionary_of, table, start_us, end_us, incremental=incremental)
+        for table in chosen
+    }
+    last = last_commit(txn)
+    if not any(updated.values()):
+        return updated, 0 if last is None else last.id
+    name = chosen[0].name if len(chosen) == 1 else None
+    return updated, append_commit(txn, "materialize", name, sum(updated.values())).id
