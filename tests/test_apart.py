@@ -131,13 +131,20 @@ def test_incremental_goes_by_commits_so_it_misses_no_late_row(db: fdb.Database) 
 
 def test_incremental_finds_rows_that_a_merge_has_moved(db: fdb.Database) -> None:
     define(db)
-    observe(db, ("JFK", T0, 1.0, "a"))
+    observe(db, ("JFK", T0, 1.0, "a"), ("EWR", T0, 1.0, "c"))
     observe(db, ("LGA", T0, 1.0, "b"), to="offline")
-    observe(db, ("EWR", T0, 1.0, "c"))
     db.compact()
     assert db.info()["feature_tables"]["weather"]["segments"] == 1
     assert db.materialize("weather", incremental=True).keys_updated == {"weather": 1}
     assert skies(db, "JFK", "LGA", "EWR") == ["a", "b", "c"]
+
+
+def test_incremental_covers_every_commit_since_the_last(db: fdb.Database) -> None:
+    define(db)
+    for origin in ("JFK", "LGA", "EWR"):
+        observe(db, (origin, T0, 1.0, origin), to="offline")
+    assert db.materialize(incremental=True).keys_updated == {"weather": 3}
+    assert skies(db, "JFK", "LGA", "EWR") == ["JFK", "LGA", "EWR"]
 
 
 def test_incremental_with_nothing_new_is_no_commit(db: fdb.Database) -> None:

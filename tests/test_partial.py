@@ -5,10 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 from strategies import small_batches
 
 import featuredb as fdb
+from featuredb.limits import ABSENT_US
+from featuredb.offline import kernels
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -62,7 +65,7 @@ def test_without_a_row_before_the_features_are_null(weather: fdb.Database) -> No
 
 
 def test_of_equal_event_timestamps_the_created_timestamp_says_which_is_before(weather: fdb.Database) -> None:
-    for hours in (1, 3, 5):
+    for hours in (3, 1, 5):
         weather.ingest("weather", row(T0, T0 + hours * HOUR, temp=1.0, sky=f"created {hours}"))
     weather.ingest("weather", row(T0, T0 + 4 * HOUR, temp=4.0), partial=True)
     history = weather.get_historical_features(
@@ -86,6 +89,30 @@ def test_a_replaced_row_fills_nothing(weather: fdb.Database) -> None:
     weather.ingest("weather", row(T0, temp=1.0, sky="right"))
     weather.ingest("weather", row(T0 + HOUR, temp=2.0), partial=True)
     assert at(weather, T0 + HOUR) == (2.0, "right")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_kernel_finds_the_greatest_live_row_up_to_each(seed: int) -> None:
+    """Against a scan, over several chunks with dead rows."""
+    random = np.random.default_rng(seed)
+    stored = sorted(set(zip(*(random.integers(0, most, 40).tolist() for most in (4, 3, 4)), strict=True)))
+    dead = random.random(len(stored)) < 0.4
+    asked = sorted(zip(*(random.integers(0, most, 30).tolist() for most in (5, 4, 5)), strict=True))
+    codes, event, created = (np.array(column) for column in zip(*stored, strict=True))
+    segment_codes, starts = np.unique(codes, return_index=True)
+    starts = np.append(starts, len(stored)).astype(np.int32)
+    queries = [np.array(column) for column in zip(*asked, strict=True)]
+    best = [np.full(30, ABSENT_US), np.full(30, ABSENT_US), np.full(30, -1, np.int32), np.zeros(30, np.int32)]
+    for first in range(0, len(stored), 7):
+        part = slice(first, first + 7)
+        kernels.find_before(
+            queries[0].astype(np.int32), queries[1], queries[2], segment_codes.astype(np.int32), starts, first,
+            event[part], created[part], dead[part], 0, *best,
+        )  # fmt: skip
+    for place, query in enumerate(asked):
+        alive = [n for n, row in enumerate(stored) if row[0] == query[0] and row <= query and not dead[n]]
+        assert best[2][place] == (0 if alive else -1)
+        assert not alive or best[3][place] == max(alive)
 
 
 def test_a_null_that_was_given_stays_null_and_a_stored_null_fills_as_null(weather: fdb.Database) -> None:

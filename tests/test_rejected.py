@@ -117,7 +117,7 @@ def test_a_call_keeps_the_first_thousand(gusts: fdb.Database) -> None:
 
 
 def test_deleting_the_table_deletes_them(gusts: fdb.Database) -> None:
-    gusts.ingest("gusts", data(NO_KEY), on_error="skip", to="offline")
+    gusts.ingest("gusts", data(NO_KEY, GOOD), on_error="skip", to="offline")
     gusts.delete_feature_table("gusts")
     assert gusts.verify().ok
     with pytest.raises(fdb.NotFoundError, match="gusts"):

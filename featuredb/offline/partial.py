@@ -24,7 +24,7 @@ from featuredb.offline.search import (
     prunable,
     system_chunk,
 )
-from featuredb.online.index import OnlineIndex, spread
+from featuredb.online.index import OnlineIndex
 from featuredb.schema import DType
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.segment import CREATED, Rows, SegmentReader
@@ -92,14 +92,12 @@ def fill_from_history(readers: Sequence[SegmentReader], rows: Rows, dtypes: Mapp
 def fill_from_online(txn: ReadTxn, index: OnlineIndex, keys: Heap, rows: Rows) -> Rows:
     """As `fill_from_history`, for one row of each of `keys`, from their online rows.
 
-    An online row that is later than the one to fill supplies nothing: the row to fill will lose to it.
+    Whether that is earlier does not matter: the row to fill loses to a later one, and is never seen.
     """
     numbers = index.table.feature_ids
     lacking = [name for name, number in numbers.items() if number not in rows.columns]
     stored = index.read(txn, keys, lacking)
-    earlier = (stored.event < rows.event) | ((stored.event == rows.event) & (stored.created <= rows.created))
-    places = np.where(stored.found & earlier, np.arange(len(rows)), -1)
-    filled = {numbers[name]: spread(stored.columns[name], places) for name in lacking}
+    filled = {numbers[name]: stored.columns[name] for name in lacking}
     columns = {
         number: rows.columns[number] if number in rows.columns else filled[number] for number in numbers.values()
     }
