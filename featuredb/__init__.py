@@ -34,6 +34,7 @@ from featuredb.schema import Alias, Entity, Feature, FeatureService, FeatureTabl
 from featuredb.sources import FileSource
 from featuredb.storage.log import Commit
 from featuredb.storage.registry import Change
+from featuredb.storage.rejected import RejectedRow
 from featuredb.storage.snapshots import Snapshot
 
 __version__ = "0.1.0"
@@ -67,6 +68,7 @@ __all__ = [
     "OnlineResponse",
     "Problem",
     "ReadOnlyError",
+    "RejectedRow",
     "Snapshot",
     "Status",
     "open",

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,8 +21,9 @@ from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, query_
 from featuredb.schema import Alias, Definition, Entity, FeatureService, FeatureTable, Source, check_aliases
 from featuredb.snapshots import Snapshots
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
-from featuredb.storage.log import Commit, append_commit, commits, last_commit
+from featuredb.storage.log import Commit, append_commit, commits
 from featuredb.storage.manifest import discard_staged, drop_table, read_manifest
+from featuredb.storage.pending import clear_pending
 from featuredb.storage.registry import (
     Change,
     Registry,
@@ -36,6 +36,7 @@ from featuredb.storage.registry import (
     registry_state,
     write_registry,
 )
+from featuredb.storage.rejected import RejectedRow, clear_rejected, rejected_rows
 from featuredb.storage.segment import SegmentCache
 
 if TYPE_CHECKING:
@@ -250,12 +251,11 @@ class Database(Snapshots):
         """Drop or fill a table's online values when its `online` has changed."""
         if before.definition.online and not after.definition.online:
             OnlineIndex(before).delete_all(txn)
+            clear_pending(txn, before.id)
         elif after.definition.online and not before.definition.online:
             from featuredb.offline.materialize import materialize
 
-            last = last_commit(txn)
-            assert last is not None
-            materialize(txn, self._cache, self._dictionary, after, None, None, last.id)
+            materialize(txn, self._cache, self._dictionary, after, None, None)
 
     def _commit_registry(self, txn: WriteTxn, old: Registry, new: Registry, operation: str, table: str | None) -> None:
         write_registry(txn, old, new)
@@ -282,7 +282,7 @@ class Database(Snapshots):
             return [registry.tables[name].definition for name in sorted(registry.tables)]
 
     def delete_feature_table(self, name: str) -> None:
-        """Delete a feature table with its history and online values.
+        """Delete a feature table with its history, online values and rejected rows.
 
         Raises
         ------
@@ -298,6 +298,8 @@ class Database(Snapshots):
             new = delete_table(old, name)
             drop_table(txn, table.id)
             OnlineIndex(table).delete_all(txn)
+            clear_pending(txn, table.id)
+            clear_rejected(txn, table.id)
             self._commit_registry(txn, old, new, "delete table", name)
 
         with self._writer():
@@ -334,6 +336,7 @@ class Database(Snapshots):
         start: Any = None,
         end: Any = None,
         on_error: Literal["raise", "skip"] = "raise",
+        partial: bool = False,
         progress: bool | Report | None = None,
     ) -> IngestReport:
         """Load rows into a feature table: history, online values and the log in one commit.
@@ -360,7 +363,14 @@ class Database(Snapshots):
         start, end : timestamp, optional
             Load only rows with an event timestamp between these, both included.
         on_error : {"raise", "skip"}
-            Whether rows that cannot be stored raise, or are left out and reported.
+            Whether rows that cannot be stored raise, or are left out, reported, and kept for `rejected`.
+        partial : bool
+            Allow data without some of the table's features. Each row gets the missing ones from the stored
+            row that precedes it in the total order when the call starts: the greatest of its key with an
+            event and created timestamp up to its own, or the very row it replaces; null if there is none.
+            Max age does not count, and a null in a column that is there is a value like any other. With
+            ``to="online"`` the row before is the online row. What is filled in counts as known
+            (``known_at``) when the row does, whatever it was filled from. By default such data is refused.
         progress : bool or callable, optional
             True or False to show a progress bar or not; by default it is shown on a terminal. A
             callable is called with (rows read, rows in all or None) after each batch.
@@ -378,6 +388,20 @@ class Database(Snapshots):
             If there is no such table.
         BusyError
             If another writer held the file for longer than the timeout.
+
+        Examples
+        --------
+        >>> import featuredb as fdb
+        >>> db = fdb.open(":memory:")
+        >>> features = [fdb.Feature("temp", "float64"), fdb.Feature("wind", "float64")]
+        >>> _ = db.apply([fdb.Entity("origin", "string"), fdb.FeatureTable("weather", ["origin"], features)])
+        >>> _ = db.ingest("weather", [{"origin": "JFK", "event_timestamp": "2013-01-01", "temp": 39.0, "wind": 12.7}])
+        >>> later = [{"origin": "JFK", "event_timestamp": "2013-01-02", "temp": 41.0}]
+        >>> db.ingest("weather", later, partial=True).features_filled
+        ('wind',)
+        >>> db.get_online_features(["weather:temp", "weather:wind"], {"origin": ["JFK"]}).to_dict()
+        {'origin': ['JFK'], 'temp': [41.0], 'wind': [12.7]}
+        >>> db.close()
         """
         from featuredb.frames import open_table
         from featuredb.offline.ingest import Ingest
@@ -407,6 +431,7 @@ class Database(Snapshots):
                 stored,
                 to=to,
                 skip=on_error == "skip",
+                partial=partial,
                 durable=self._durable,
             )
             try:
@@ -427,12 +452,57 @@ class Database(Snapshots):
             )
         return table.definition.batch_source
 
+    def rejected(self, table: str) -> list[RejectedRow]:
+        """The rows that ``ingest(on_error="skip")`` left out of a feature table, oldest commit first.
+
+        Kept are the first 1,000 of a call and the newest 10,000 of a table. They are written in the commit
+        of their ingest; if that stores no other row, the commit is there for them alone. The same rejected
+        rows once more, with nothing else new, change nothing.
+
+        Parameters
+        ----------
+        table : str
+            Name of the feature table.
+
+        Returns
+        -------
+        list of RejectedRow
+            Commit id, row number in the data, column, value and reason. A row that was rejected for several
+            columns is there once for each.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such table.
+
+        Examples
+        --------
+        >>> import featuredb as fdb
+        >>> db = fdb.open(":memory:")
+        >>> _ = db.apply(
+        ...     [fdb.Entity("origin", "string"), fdb.FeatureTable("gusts", ["origin"], [fdb.Feature("gust", "int16")])]
+        ... )
+        >>> rows = [{"origin": None, "event_timestamp": "2013-01-01", "gust": 7}]
+        >>> _ = db.ingest("gusts", rows, on_error="skip")
+        >>> [(row.commit_id, row.row, row.column, row.reason) for row in db.rejected("gusts")]
+        [(2, 0, 'origin', 'a null entity key; leave the row out')]
+        >>> db.close()
+        """
+        with self._snapshot() as (txn, registry):
+            return list(rejected_rows(txn, registry.table(table).id))
+
     def materialize(
-        self, tables: str | Sequence[str] | None = None, start: Any = None, end: Any = None
+        self,
+        tables: str | Sequence[str] | None = None,
+        start: Any = None,
+        end: Any = None,
+        *,
+        incremental: bool = False,
     ) -> MaterializeReport:
         """Load online values from history: the newest row of each key between `start` and `end`.
 
-        A row that is older than what is already online changes nothing.
+        A row that is older than what is already online changes nothing: older by event timestamp, then
+        created timestamp, then commit.
 
         Parameters
         ----------
@@ -440,6 +510,9 @@ class Database(Snapshots):
             Feature tables; by default all that are kept online.
         start, end : timestamp, optional
             Range of event timestamps, both included.
+        incremental : bool
+            Look only at keys with rows of commits that have not been materialized yet. The outcome is that
+            of a full ``materialize()``, late rows included, for it goes by commits and not by timestamps.
 
         Returns
         -------
@@ -451,33 +524,36 @@ class Database(Snapshots):
         NotFoundError
             If there is no such table.
         InputError
-            If a table is not kept online, or the range is empty.
-        """
-        from featuredb.offline.materialize import materialize
+            If a table is not kept online, the range is empty, or `incremental` comes with a range.
 
+        Examples
+        --------
+        >>> import featuredb as fdb
+        >>> db = fdb.open(":memory:")
+        >>> _ = db.apply(
+        ...     [fdb.Entity("origin", "string"), fdb.FeatureTable("sky", ["origin"], [fdb.Feature("temp", "float64")])]
+        ... )
+        >>> for origin in ("JFK", "LGA"):
+        ...     rows = [{"origin": origin, "event_timestamp": "2013-01-01", "temp": 39.0}]
+        ...     _ = db.ingest("sky", rows, to="offline")
+        ...     print(db.materialize(incremental=True).keys_updated)
+        {'sky': 1}
+        {'sky': 1}
+        >>> db.close()
+        """
+        from featuredb.offline.materialize import materialize_tables
+
+        if incremental and (start is not None or end is not None):
+            raise InputError(
+                "materialize: incremental goes by commits and takes no start and end; leave them out, or incremental"
+            )
         start_us, end_us = _range(start, end)
         began = time.perf_counter()
 
         def work(txn: WriteTxn) -> tuple[dict[str, int], int]:
-            registry = read_registry(txn)
-            if tables is None:
-                chosen = [table for table in registry.tables.values() if table.definition.online]
-            else:
-                names = [tables] if isinstance(tables, str) else tables
-                if not isinstance(names, Iterable):
-                    raise InputError(f"tables must be names of feature tables, not {tables!r}")
-                chosen = [registry.table(name) for name in names]
-            offline = [table.name for table in chosen if not table.definition.online]
-            if offline:
-                raise InputError(f"feature table {', '.join(offline)} is not kept online; define it with online=True")
-            last = last_commit(txn)
-            commit_id = 1 if last is None else last.id + 1
-            fill = partial(materialize, txn, self._cache, self._dictionary)
-            updated = {table.name: fill(table, start_us, end_us, commit_id) for table in chosen}
-            if not any(updated.values()):
-                return updated, commit_id - 1
-            name = chosen[0].name if len(chosen) == 1 else None
-            return updated, append_commit(txn, "materialize", name, sum(updated.values())).id
+            return materialize_tables(
+                txn, self._cache, self._dictionary, tables, start_us, end_us, incremental=incremental
+            )
 
         with self._writer():
             updated, commit_id = self._env.write(work, durable=self._durable)

@@ -22,10 +22,12 @@ NS_FORMAT: Final = b"a"
 NS_CODE_BLOCK: Final = b"b"
 NS_COMMIT: Final = b"c"
 NS_DEFINITION: Final = b"d"
+NS_PENDING: Final = b"e"
 NS_SEGMENT: Final = b"f"
 NS_STAGED: Final = b"g"
 NS_CHUNK: Final = b"h"
 NS_PINNED: Final = b"i"
+NS_REJECTED: Final = b"j"
 NS_KEY: Final = b"k"
 NS_SNAPSHOT: Final = b"l"
 NS_MANIFEST: Final = b"m"
@@ -74,6 +76,8 @@ INGEST_BATCH_ROWS: Final = 1_000_000
 INGEST_MEMORY_ROWS: Final = 1 << 24
 JOIN_BATCH_ROWS: Final = 1_000_000
 REJECTIONS_KEPT_MAX: Final = 1000
+# Rejected rows a table keeps in the file: the newest.
+REJECTED_ROWS_MAX: Final = 10_000
 # Problems, and differences, that one verification lists.
 VERIFY_FINDINGS_MAX: Final = 1000
 # Rows held at a time are fewer than the bounds above when their fixed-width values are wide.

@@ -33,6 +33,8 @@ def warmup() -> int:
             rows["vector"] = np.zeros((2, 3), dtype=np.float32)
             db.ingest(table, rows)
             db.ingest(table, rows | {"event_timestamp": times + np.timedelta64(1, "s")})
+            del rows["string"]
+            db.ingest(table, rows | {"event_timestamp": times + np.timedelta64(2, "s")}, partial=True)
             # Few keys are looked up in the tree, many in the hashed dictionary.
             for repeats in (1, 1000):
                 left = {entity: np.repeat(keys, repeats), "event_timestamp": np.repeat(times, repeats)}

@@ -74,12 +74,26 @@ class Table:
         )
 
     def serve(self, rows: list[Row]) -> None:
-        """Keep, of each key, the greatest row; of two that are one, the later."""
+        """Keep, of each key, the greatest row; of two that are one, that of the later commit."""
         for row in rows:
             stored = [other for other in self.online if other.key == row.key]
-            if not stored or row.order >= stored[0].order:
+            if stored and stored[0].order == row.order and same_values(stored[0].values, row.values):
+                continue
+            if not stored or (row.order, row.commit_us) >= (stored[0].order, stored[0].commit_us):
                 self.online = [other for other in self.online if other.key != row.key]
                 self.online.append(row)
+
+    def fill(self, rows: list[Row], to: str = "both") -> list[Row]:
+        """Rows with the features they lack: those of the row before each, that of the same order included."""
+        filled = []
+        for row in rows:
+            before: Row | None = None
+            for other in self.online if to == "online" else self.history:
+                if same_key(other.key, row.key) and other.order <= row.order:
+                    before = other if before is None or other.order > before.order else before
+            values = dict.fromkeys(self.features) if before is None else before.values
+            filled.append(Row(row.key, row.event, row.created, {**values, **row.values}))
+        return filled
 
     def join(self, key: Key, at: int | None, known_at: int | None = None, limited: bool = True) -> Row | None:
         """The greatest row of `key` with ``at - max_age <= event <= at``, known by `known_at`."""

@@ -470,7 +470,8 @@ def test_every_command_has_help_and_all_that_print_data_take_json() -> None:
         assert "--json" in text(name, "--help"), name
         assert command.help
     expected = {"info", "tables", "ingest", "join", "get", "log", "verify", "backup", "compact", "demo", "warmup"}
-    assert set(main.commands) == expected | {"snapshot", "snapshots", "drop-snapshot"}
+    expected |= {"rejected", "snapshot", "snapshots", "drop-snapshot"}
+    assert set(main.commands) == expected
     assert fdb.__version__ in text("--version")
 
 

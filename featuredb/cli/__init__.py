@@ -16,7 +16,7 @@ import click
 from featuredb import __version__
 from featuredb.cli.demo_run import demo, warmup
 from featuredb.cli.file import backup, compact, info, log, tables, verify
-from featuredb.cli.load import ingest
+from featuredb.cli.load import ingest, rejected
 from featuredb.cli.output import in_cli_words
 from featuredb.cli.read import get, join
 from featuredb.cli.snapshots import drop_snapshot, snapshot, snapshots
@@ -62,7 +62,8 @@ def main() -> None:
 
 
 _COMMANDS = (
-    demo, info, tables, ingest, join, get, log, snapshot, snapshots, drop_snapshot, verify, backup, compact, warmup
-)  # fmt: skip
+    *(demo, info, tables, ingest, rejected, join, get, log),
+    *(snapshot, snapshots, drop_snapshot, verify, backup, compact, warmup),
+)
 for _command in _COMMANDS:
     main.add_command(_command)

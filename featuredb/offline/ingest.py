@@ -21,6 +21,8 @@ from featuredb.limits import INGEST_BATCH_ROWS, INGEST_MEMORY_ROWS, REJECTIONS_K
 from featuredb.offline import kernels
 from featuredb.offline.dictionary import KeyDictionary, factorize
 from featuredb.offline.latest import Latest
+from featuredb.offline.merge import live_dtypes
+from featuredb.offline.partial import fill_from_history, fill_from_online
 from featuredb.offline.prepare import Prepared, prepare, source_columns, within
 from featuredb.offline.rows import last_of_each, same_rows, sort_rows
 from featuredb.offline.search import Found, Gatherer, Query, chunks_to_search, event_chunk, system_chunk
@@ -31,7 +33,9 @@ from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.log import append_commit, last_commit
 from featuredb.storage.manifest import SegmentRef, discard_staged, read_manifest, stage_segment, unstage, write_manifest
+from featuredb.storage.pending import note_pending
 from featuredb.storage.registry import StoredTable
+from featuredb.storage.rejected import RejectedRow, add_rejected, are_newest
 from featuredb.storage.segment import CREATED, Rows, SegmentCache, SegmentReader, write_dead, write_segment
 
 
@@ -66,7 +70,7 @@ class IngestReport:
     rows_rejected : int
         Rows left out by ``on_error="skip"``.
     rejections : tuple of Rejection
-        The first 1,000 of them.
+        The first 1,000 of them, which ``rejected(table)`` gives back later.
     rejected_by_reason : dict of str to int
         All of them, counted.
     duplicates_replaced : int
@@ -80,6 +84,10 @@ class IngestReport:
         Wall time.
     bytes : int
         Bytes of column chunks written.
+    features_filled : tuple of str
+        Features that the data lacked and ``partial=True`` filled from the row before.
+    committed : bool
+        Whether there was anything to commit: rows, online values, or rejected rows that were not there yet.
     """
 
     table: str
@@ -97,6 +105,8 @@ class IngestReport:
     commit_id: int
     seconds: float
     bytes: int
+    features_filled: tuple[str, ...] = ()
+    committed: bool = True
 
 
 @dataclass(slots=True)
@@ -152,6 +162,8 @@ class Ingest:
         ``both``, ``offline`` or ``online``.
     skip : bool
         Leave rejected rows out instead of raising.
+    partial : bool
+        Fill features that the data lacks from the row before, instead of refusing the data.
     durable : bool
         Whether the commit survives power loss.
     """
@@ -166,9 +178,10 @@ class Ingest:
         to: str,
         skip: bool,
         durable: bool,
+        partial: bool = False,
     ) -> None:
         self._env, self._cache, self._dictionary, self._table = env, cache, dictionary, table
-        self._to, self._skip, self._durable = to, skip, durable
+        self._to, self._skip, self._durable, self._partial = to, skip, durable, partial
         self._space = KeySpace(table.space_id)
         self._segments: tuple[SegmentRef, ...] = ()
         self._committed: set[int] = set()
@@ -176,6 +189,7 @@ class Ingest:
         # readers use the dead lists that the manifest names.
         self._dead: dict[int, NDArray[np.int32]] = {}
         self._latest = Latest()
+        self._filled: tuple[str, ...] = ()
 
     def run(
         self,
@@ -200,10 +214,11 @@ class Ingest:
         before = 0 if last is None else last.id
         commit_id = before + 1
         subject = f"data for feature table {self._table.name!r}"
-        columns, problems = source_columns(self._table, given, source)
+        columns, problems = source_columns(self._table, given, source, partial=self._partial)
         # No rows and no columns, such as an empty list of dicts, is nothing to load.
         if problems and (given.names or given.rows != 0):
             raise input_error(subject, problems)
+        self._filled = tuple(name for name in self._table.feature_ids if name not in columns.features)
         rejections, outcomes, whole = _Rejections(), _Outcome([], {}, Latest()), list[Problem]()
         read = outside = 0
         pending: Prepared | None = None
@@ -225,7 +240,7 @@ class Ingest:
             raise input_error(subject, [*whole, *rejections.problems.values()])
         updated, commit = 0, before
         if pending is not None:
-            updated, commit = self._finish(pending, commit_id, outcomes)
+            updated, commit = self._finish(pending, commit_id, outcomes, rejections.kept)
         return IngestReport(
             self._table.name,
             self._to,
@@ -242,6 +257,8 @@ class Ingest:
             commit,
             time.perf_counter() - began,
             outcomes.nbytes,
+            self._filled,
+            commit != before,
         )
 
     # --- transactions -------------------------------------------------------------------------
@@ -260,8 +277,10 @@ class Ingest:
         for name in ("ingested", "unchanged", "repeated", "replaced", "nbytes"):
             setattr(total, name, getattr(total, name) + getattr(outcome, name))
 
-    def _finish(self, batch: Prepared, commit_id: int, total: _Outcome) -> tuple[int, int]:
-        """The commit: the last batch, manifest, online rows and log in one transaction."""
+    def _finish(self, batch: Prepared, commit_id: int, total: _Outcome, rejections: list[Rejection]) -> tuple[int, int]:
+        """The commit: the last batch, manifest, online rows, rejected rows and log in one transaction."""
+        table_id = self._table.id
+        rejected = [RejectedRow(commit_id, r.row, r.column, r.value, r.reason) for r in rejections]
 
         def work(txn: WriteTxn) -> tuple[_Outcome, int, int]:
             outcome = self._add(txn, batch, commit_id, staged=False)
@@ -269,20 +288,23 @@ class Ingest:
             latest = outcome.latest.fold()
             if latest is not None:
                 rows, keys = latest
+                index = OnlineIndex(self._table)
+                if self._filled and self._to == "online":
+                    rows = fill_from_online(txn, index, keys, rows)
                 names = {number: name for name, number in self._table.feature_ids.items()}
                 columns = {names[number]: column for number, column in rows.columns.items()}
-                index = OnlineIndex(self._table)
                 updated = index.update(txn, keys, rows.event, rows.created, commit_id, columns)
             ingested = total.ingested + outcome.ingested
             changed = updated > 0 or (ingested > 0 and self._to != "online")
-            if not changed:
+            if not changed and are_newest(txn, table_id, rejected):
                 raise _NothingToCommit(outcome)
-            for place, ref in enumerate(outcome.segments):
-                if ref.id in outcome.dead:
-                    outcome.segments[place] = write_dead(txn, self._table.id, ref, outcome.dead[ref.id])
-            manifest = read_manifest(txn, self._table.id)
-            write_manifest(txn, manifest.with_segments(tuple(outcome.segments)))
-            unstage(txn, drop=False)
+            if changed:
+                self._publish(txn, outcome)
+            else:
+                unstage(txn, drop=True)  # batches may have cancelled out
+            if self._to == "offline" and self._table.definition.online and ingested > 0:
+                note_pending(txn, table_id, commit_id)
+            add_rejected(txn, table_id, rejected)
             operation = "ingest" if self._to == "both" else f"ingest {self._to}"
             commit = append_commit(txn, operation, self._table.name, ingested)
             return outcome, updated, commit.id
@@ -296,6 +318,15 @@ class Ingest:
         self._take(outcome, total)
         return updated, commit
 
+    def _publish(self, txn: WriteTxn, outcome: _Outcome) -> None:
+        """Make the segments of this call, and what they replace, part of the table."""
+        for place, ref in enumerate(outcome.segments):
+            if ref.id in outcome.dead:
+                outcome.segments[place] = write_dead(txn, self._table.id, ref, outcome.dead[ref.id])
+        manifest = read_manifest(txn, self._table.id)
+        write_manifest(txn, manifest.with_segments(tuple(outcome.segments)))
+        unstage(txn, drop=False)
+
     # --- one batch ----------------------------------------------------------------------------
 
     def _add(self, txn: WriteTxn, batch: Prepared, commit_id: int, *, staged: bool) -> _Outcome:
@@ -307,6 +338,11 @@ class Ingest:
         commit = np.full(len(batch), commit_id, dtype=np.int64)
         rows, order = sort_rows(Rows(codes, batch.event, batch.created, commit, batch.columns))
         outcome.repeated = len(batch) - len(rows)
+        if self._filled and self._to != "online":
+            before = [
+                self._cache.reader(txn, self._table.id, ref) for ref in self._segments if ref.id in self._committed
+            ]
+            rows = fill_from_history(before, rows, live_dtypes(self._table))
         if self._to != "offline" and self._table.definition.online:
             last = last_of_each(rows.codes)
             outcome.latest = self._latest.add(rows.take(last), distinct.take(number[order[last]]))

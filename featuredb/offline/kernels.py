@@ -381,6 +381,60 @@ def find_rows(codes, event, created, segment_codes, segment_starts, first, chunk
                 out[i] = low + first
 
 
+@njit(**_options)
+def find_before(
+    codes,
+    event,
+    created,
+    segment_codes,
+    segment_starts,
+    first,
+    chunk_event,
+    chunk_created,
+    dead,
+    segment,
+    best_event,
+    best_created,
+    best_segment,
+    best_position,
+):
+    """As-of search in the total order: the greatest row of codes[i] up to (event[i], created[i]), that one included.
+
+    The chunk and the best_ arrays are those of `asof`; `dead` is empty or a flag a row. A kernel of its own, so that
+    joins need not compare created timestamps. The queries are sorted by code.
+    """
+    stop = first + len(chunk_event)
+    one_created = len(chunk_created) == 1
+    entity = 0
+    for i in range(len(codes)):
+        entity = _find_code(segment_codes, codes[i], entity)
+        if entity == len(segment_codes):
+            break
+        if segment_codes[entity] != codes[i]:
+            continue
+        slice_start = max(segment_starts[entity], first) - first
+        low = slice_start
+        high = min(segment_starts[entity + 1], stop) - first
+        while low < high:
+            middle = (low + high) >> 1
+            made = chunk_created[0] if one_created else chunk_created[middle]
+            if chunk_event[middle] < event[i] or (chunk_event[middle] == event[i] and made <= created[i]):
+                low = middle + 1
+            else:
+                high = middle
+        place = low - 1
+        while len(dead) > 0 and place >= slice_start and dead[place]:
+            place -= 1
+        if place < slice_start:
+            continue
+        made = chunk_created[0] if one_created else chunk_created[place]
+        if chunk_event[place] > best_event[i] or (chunk_event[place] == best_event[i] and made >= best_created[i]):
+            best_event[i] = chunk_event[place]
+            best_created[i] = made
+            best_segment[i] = segment
+            best_position[i] = place + first
+
+
 # --- gathering --------------------------------------------------------------------------------
 
 

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Column
+from featuredb.errors import InputError
 from featuredb.limits import ABSENT_US, TIMESTAMP_MAX_US
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.merge import live_dtypes
-from featuredb.offline.search import Found, Gatherer, Query, search
+from featuredb.offline.search import Found, Gatherer, Query, search, system_chunk
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import ReadTxn, WriteTxn
+from featuredb.storage.log import append_commit, last_commit
 from featuredb.storage.manifest import read_manifest
-from featuredb.storage.registry import StoredTable
-from featuredb.storage.segment import SegmentCache
+from featuredb.storage.pending import clear_pending, pending_since
+from featuredb.storage.registry import StoredTable, read_registry
+from featuredb.storage.segment import COMMIT, SegmentCache, SegmentReader
+
+
+def _codes_since(reader: SegmentReader, since_commit: int) -> NDArray[np.int32]:
+    """The codes that have a row of commit `since_commit` or later."""
+    codes, starts = reader.entity_index()
+    found = [codes[:0]]
+    for chunk, (first, stop) in enumerate(reader.chunk_bounds(COMMIT)):
+        # One value stands for a whole segment that no merge has made.
+        recent = np.broadcast_to(system_chunk(reader, COMMIT, chunk) >= since_commit, stop - first)
+        positions = first + np.flatnonzero(recent)
+        found.append(np.unique(codes[np.searchsorted(starts, positions, side="right") - 1]))
+    return np.unique(np.concatenate(found))
 
 
 def latest(
-    txn: ReadTxn, cache: SegmentCache, table: StoredTable, start_us: int | None, end_us: int | None
+    txn: ReadTxn,
+    cache: SegmentCache,
+    table: StoredTable,
+    start_us: int | None,
+    end_us: int | None,
+    since_commit: int | None = None,
 ) -> tuple[NDArray[np.int32], Found]:
-    """The codes that have a row between `start_us` and `end_us` (both included), and its greatest."""
+    """The codes that have a row between `start_us` and `end_us` (both included), and its greatest.
+
+    With `since_commit` only codes that have a row of that commit or later; their greatest may be an older one.
+    """
     readers = [cache.reader(txn, table.id, ref) for ref in read_manifest(txn, table.id).segments]
     codes = np.zeros(0, dtype=np.int32)
     for reader in readers:
-        codes = np.union1d(codes, reader.entity_index()[0]).astype(np.int32)
+        found_codes = reader.entity_index()[0] if since_commit is None else _codes_since(reader, since_commit)
+        codes = np.union1d(codes, found_codes).astype(np.int32)
     rows = len(codes)
     times = np.full(rows, TIMESTAMP_MAX_US if end_us is None else end_us, dtype=np.int64)
     oldest = np.full(rows, ABSENT_US + 1 if start_us is None else start_us, dtype=np.int64)
@@ -53,11 +77,55 @@ def materialize(
     table: StoredTable,
     start_us: int | None,
     end_us: int | None,
-    commit_id: int,
+    *,
+    incremental: bool = False,
 ) -> int:
-    """Offer the latest rows of one table to its online values; returns the keys written."""
-    codes, found = latest(txn, cache, table, start_us, end_us)
+    """Offer the latest rows of one table to its online values; returns the keys written.
+
+    If `incremental`, only of keys that have rows which have not been offered.
+    """
+    since = pending_since(txn, table.id) if incremental else None
+    if incremental and since is None:
+        return 0
+    codes, found = latest(txn, cache, table, start_us, end_us, since)
+    if start_us is None and end_us is None:
+        clear_pending(txn, table.id)
     if not len(codes):
         return 0
     keys = dictionary_of(table).keys(txn, codes)
-    return OnlineIndex(table).update(txn, keys, found.event, found.created, commit_id, latest_columns(table, found))
+    # The rows keep their own commits: the order among rows of equal timestamps is that of history.
+    commits = Gatherer(found).commits()
+    return OnlineIndex(table).update(txn, keys, found.event, found.created, commits, latest_columns(table, found))
+
+
+def materialize_tables(
+    txn: WriteTxn,
+    cache: SegmentCache,
+    dictionary_of: Callable[[StoredTable], KeyDictionary],
+    names: str | Sequence[str] | None,
+    start_us: int | None,
+    end_us: int | None,
+    *,
+    incremental: bool,
+) -> tuple[dict[str, int], int]:
+    """Materialize the tables of these names (None: all that are online); keys written by table, and the commit."""
+    registry = read_registry(txn)
+    if names is None:
+        chosen = [table for table in registry.tables.values() if table.definition.online]
+    else:
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, Iterable):
+            raise InputError(f"tables must be names of feature tables, not {names!r}")
+        chosen = [registry.table(name) for name in names]
+    offline = [table.name for table in chosen if not table.definition.online]
+    if offline:
+        raise InputError(f"feature table {', '.join(offline)} is not kept online; define it with online=True")
+    updated = {
+        table.name: materialize(txn, cache, dictionary_of, table, start_us, end_us, incremental=incremental)
+        for table in chosen
+    }
+    last = last_commit(txn)
+    if not any(updated.values()):
+        return updated, 0 if last is None else last.id
+    name = chosen[0].name if len(chosen) == 1 else None
+    return updated, append_commit(txn, "materialize", name, sum(updated.values())).id

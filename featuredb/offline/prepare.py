@@ -16,6 +16,8 @@ from featuredb.schema import DTYPES, Source
 from featuredb.storage.keys import encode_keys, too_long
 from featuredb.storage.registry import StoredTable
 
+_PARTIAL_REMEDY = ", or give partial=True to fill it from the row before"
+
 
 @dataclass(frozen=True, slots=True)
 class SourceColumns:
@@ -45,8 +47,10 @@ class Prepared:
         return len(self.event)
 
 
-def source_columns(table: StoredTable, given: TableInput, source: Source | None) -> tuple[SourceColumns, list[Problem]]:
-    """Where the table's columns are in the data, and what is missing.
+def source_columns(
+    table: StoredTable, given: TableInput, source: Source | None, *, partial: bool = False
+) -> tuple[SourceColumns, list[Problem]]:
+    """Where the table's columns are in the data, and what is missing; if `partial`, features may be.
 
     `source` names the columns: the one given to ``ingest``, else the table's own, else none.
     """
@@ -60,12 +64,25 @@ def source_columns(table: StoredTable, given: TableInput, source: Source | None)
         {name: definition.column_of(name) for name in definition.entities},
         {name: definition.column_of(name) for name in definition.feature_names},
     )
+    some = any(column in given.names for column in columns.features.values())
+    if partial and some:
+        # A column that has become an index was not left out on purpose.
+        present = {*given.names, *given.index_names}
+        found = {name: column for name, column in columns.features.items() if column in present}
+        columns = SourceColumns(columns.event, columns.created, columns.entities, found)
     roles = {columns.event: "event timestamp"}
     if created is not None:
         roles[created] = "created timestamp"
     roles |= {column: f"entity {name!r}" for name, column in columns.entities.items()}
     roles |= {column: f"feature {name!r}" for name, column in columns.features.items()}
-    return columns, missing_columns(given, roles, "data")
+    problems = missing_columns(given, roles, "data")
+    if some and not partial:
+        absent = set(columns.features.values()) - {*given.names, *given.index_names}
+        problems = [
+            replace(problem, reason=f"{problem.reason}{_PARTIAL_REMEDY}") if problem.column in absent else problem
+            for problem in problems
+        ]
+    return columns, problems
 
 
 def missing_columns(given: TableInput, roles: Mapping[str, str], what: str) -> list[Problem]:
@@ -105,7 +122,11 @@ def prepare(
     keys = {name: convert(column, dtypes[name].name) for name, column in columns.entities.items()}
     event = convert(columns.event, "timestamp")
     created = None if columns.created is None else convert(columns.created, "timestamp")
-    features = {f.name: convert(columns.features[f.name], f.dtype) for f in table.definition.features}
+    features = {
+        f.name: convert(columns.features[f.name], f.dtype)
+        for f in table.definition.features
+        if f.name in columns.features
+    }
     required = {column: (keys[name], "entity key") for name, column in columns.entities.items()}
     required[columns.event] = (event, "event timestamp")
     if created is not None and columns.created is not None:

@@ -237,6 +237,18 @@ class Gatherer:
             self._groups[key] = [(int(chunks[a]), positions[a:b], rows[a:b]) for a, b in pairwise(cuts)]
         return self._groups[key]
 
+    def commits(self) -> NDArray[np.int64]:
+        """The commit of each row of the result, 0 where nothing was found."""
+        out = np.zeros(self._rows_out, dtype=np.int64)
+        for part, (reader, _, part_rows) in enumerate(self._parts):
+            info = reader.info.columns[COMMIT]
+            if info.encoding == "constant":
+                out[part_rows] = info.constant
+                continue
+            for chunk, positions, rows in self._by_chunk(part, info.chunk_rows):
+                out[rows] = system_chunk(reader, COMMIT, chunk)[positions - chunk * info.chunk_rows]
+        return out
+
     def feature(self, feature_id: int, dtype: DType) -> Column:
         """The feature's values in the rows of the result; null where nothing was found."""
         out = np.zeros(self._rows_out, dtype=dtype.numpy)

@@ -133,7 +133,8 @@ class OnlineIndex:
         Returns
         -------
         int
-            Rows written. A row is left out if a later one by (event, created) is stored, or the same one.
+            Rows written. A row is left out if a later one by (event, created, commit) is stored, or one with
+            the same values.
         """
         commit = np.broadcast_to(np.asarray(commit_id, dtype=np.uint64), len(keys))
         order = sort_order(keys)
@@ -149,7 +150,7 @@ class OnlineIndex:
             full = self._full_keys(keys.take(rows))
             values = packed.tolist()
             if not append:
-                wins = self._wins(txn, full, values, event[rows], created[rows])
+                wins = self._wins(txn, full, values, event[rows], created[rows], commit[rows])
                 full, values = list(compress(full, wins)), list(compress(values, wins))
             if save is not None:
                 save(full)
@@ -181,6 +182,7 @@ class OnlineIndex:
         values: list[bytes],
         event: NDArray[np.int64],
         created: NDArray[np.int64],
+        commit: NDArray[np.uint64],
     ) -> NDArray[np.bool_]:
         """Which of the rows `values` under the distinct keys `full` are to be written."""
         wins = np.ones(len(full), dtype=np.bool_)
@@ -192,7 +194,8 @@ class OnlineIndex:
         headers = read_headers(stored, self.name, self._key_of(found_keys))
         same_event = event[places] == headers["event"]
         newer = (event[places] > headers["event"]) | (same_event & (created[places] > headers["created"]))
-        tied = same_event & (created[places] == headers["created"])
+        # Of two that are one row, the later commit's values count: history may have been left behind.
+        tied = same_event & (created[places] == headers["created"]) & (commit[places] >= headers["commit"])
         wins[places] = newer
         ties = np.flatnonzero(tied)
         if len(ties):

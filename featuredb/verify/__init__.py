@@ -13,9 +13,9 @@ import time
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.snapshots import SnapshotTxn
 from featuredb.verify.definitions import check_format, check_key_space, check_log, check_registry
-from featuredb.verify.history import check_table
+from featuredb.verify.history import check_rejected, check_table
 from featuredb.verify.report import Check, Finding, VerifyReport
-from featuredb.verify.serving import check_online
+from featuredb.verify.serving import check_online, check_pending
 from featuredb.verify.snapshots import check_snapshots
 from featuredb.verify.strays import check_strays
 
@@ -55,7 +55,12 @@ def verify_database(txn: ReadTxn) -> VerifyReport:
             sound = check_table(check, table)
             with check.guarded(table=name):
                 check_online(check, table, sound=sound)
-        # What a snapshot does not see is not its own, but neither is it astray.
+            # What a snapshot does not see is not its own, but neither is it astray.
+            if not isinstance(txn, SnapshotTxn):
+                with check.guarded(table=name):
+                    check_pending(check, table)
+                with check.guarded(table=name):
+                    check_rejected(check, table)
         if not isinstance(txn, SnapshotTxn):
             with check.guarded():
                 check_snapshots(check)

@@ -7,10 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.limits import ABSENT_US, CHUNK_BYTES_MAX, SEGMENT_ROWS_MAX, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
+from featuredb.limits import (
+    ABSENT_US,
+    CHUNK_BYTES_MAX,
+    REJECTED_ROWS_MAX,
+    SEGMENT_ROWS_MAX,
+    TIMESTAMP_MAX_US,
+    TIMESTAMP_MIN_US,
+)
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, read_manifest
 from featuredb.storage.registry import StoredTable
+from featuredb.storage.rejected import count_rejected, rejected_rows
 from featuredb.storage.segment import (
     BYTES,
     CODES,
@@ -77,6 +85,17 @@ def check_table(check: Check, table: StoredTable) -> bool:
         with check.guarded(table=table.name):
             _check_unique(check, table, readers)
     return check.problem_count == before
+
+
+def check_rejected(check: Check, table: StoredTable) -> None:
+    """The rejected rows of a table are readable, numbered without gaps, not too many, and of logged commits."""
+    rows = list(rejected_rows(check.txn, table.id))
+    if len(rows) != count_rejected(check.txn, table.id):
+        check.problem("its rejected rows are not numbered without gaps", table=table.name)
+    if len(rows) > REJECTED_ROWS_MAX:
+        check.problem(f"it keeps {len(rows)} rejected rows; at most {REJECTED_ROWS_MAX}", table=table.name)
+    if any(not 1 <= row.commit_id <= check.last_commit for row in rows):
+        check.problem("a rejected row is of a commit that is not logged", table=table.name)
 
 
 def _check_segment(check: Check, table: StoredTable, ref: SegmentRef, reader: SegmentReader) -> None:

@@ -20,8 +20,8 @@ from featuredb.limits import VERIFY_FINDINGS_MAX
 from featuredb.online.index import BATCH_ROWS, OnlineIndex, OnlineRows
 from featuredb.storage.keys import decode_keys
 from featuredb.storage.keyspace import KeySpace
+from featuredb.storage.pending import pending_since
 from featuredb.storage.registry import StoredTable
-from featuredb.storage.segment import COMMIT
 from featuredb.verify.report import Check
 from featuredb.verify.values import value_faults
 
@@ -45,6 +45,17 @@ class _History:
             return np.full(len(codes), -1, dtype=np.int64)
         at = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
         return np.where(self.codes[at] == codes, at, -1)
+
+
+def check_pending(check: Check, table: StoredTable) -> None:
+    """The mark of what incremental materialize has before it is of a logged commit."""
+    since = pending_since(check.txn, table.id)
+    if since is None:
+        return
+    if not table.definition.online:
+        check.problem("it has rows to materialize, and is defined as offline only", table=table.name)
+    if not 1 <= since <= check.last_commit:
+        check.problem(f"its rows to materialize begin with commit {since}, which is not logged", table=table.name)
 
 
 def check_online(check: Check, table: StoredTable, *, sound: bool) -> None:
@@ -167,12 +178,10 @@ class _Comparer:
 
 def _read_history(check: Check, table: StoredTable) -> _History:
     from featuredb.offline.materialize import latest, latest_columns
+    from featuredb.offline.search import Gatherer
 
     codes, found = latest(check.txn, check.cache, table, None, None)
-    commit = np.zeros(len(codes), dtype=np.uint64)
-    for number, reader in enumerate(found.readers):
-        at = np.flatnonzero(found.segment == number)
-        commit[at] = reader.read_system(COMMIT)[found.position[at]]
+    commit = Gatherer(found).commits().astype(np.uint64)
     served = np.zeros(len(codes), dtype=np.bool_)
     return _History(codes, found.event, found.created, commit, latest_columns(table, found), served)
 

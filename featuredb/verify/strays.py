@@ -13,6 +13,8 @@ from featuredb.limits import (
     NS_KEY,
     NS_MANIFEST,
     NS_ONLINE,
+    NS_PENDING,
+    NS_REJECTED,
     NS_SEGMENT,
 )
 from featuredb.storage.env import ReadTxn
@@ -39,7 +41,12 @@ def check_strays(check: Check) -> None:
             if int.from_bytes(head, "big") not in spaces:
                 check.problem(f"{what} belongs to no key space: number {int.from_bytes(head, 'big')}")
     tables = {table.id for table in check.registry.tables.values()}
-    for namespace, what in ((NS_MANIFEST, "a manifest"), (NS_ONLINE, "an online row")):
+    for namespace, what in (
+        (NS_MANIFEST, "a manifest"),
+        (NS_ONLINE, "an online row"),
+        (NS_PENDING, "a mark of rows to materialize"),
+        (NS_REJECTED, "a rejected row"),
+    ):
         for head in _heads(check.txn, namespace, 4):
             if int.from_bytes(head, "big") not in tables:
                 check.problem(f"{what} belongs to no feature table", table=_table_name(check, head))
