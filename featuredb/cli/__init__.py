@@ -6,7 +6,6 @@ success, 1 a problem with the file, the data or the names given (one message on 
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -49,9 +48,6 @@ def _output_failed(error: OSError) -> NoReturn:
     """The device that output goes to is full or fails: one line and exit code 1."""
     with suppress(OSError):
         click.echo(f"error: {error.filename or 'cannot write the output'}: {error.strerror or error}", err=True)
-    # What could not be written would be tried again, and fail again, when the interpreter ends.
-    with suppress(OSError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 
 
