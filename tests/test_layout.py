@@ -30,6 +30,7 @@ LEVELS = {
     "offline": 7,
     "progress": 7,
     "info": 7,
+    "definitions": 7,
     "snapshots": 7,
     "verify": 8,
     "database": 8,
