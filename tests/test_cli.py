@@ -381,6 +381,16 @@ def test_snapshots_are_made_listed_read_and_dropped(loaded: str, tmp_path: Path)
     assert "no snapshot 'before'" in gone.stderr
 
 
+def test_partial_data_is_refused_naming_the_option_that_fills_it(loaded: str, tmp_path: Path) -> None:
+    (tmp_path / "temps.csv").write_text("station,at,temp\nJFK,2024-05-01T14:00:00Z,11.5\n")
+    assert "or --partial to fill it from the row before" in failure("ingest", loaded, "weather", tmp_path / "temps.csv")
+    assert "filled from the row before: wind_speed" in text(
+        "ingest", loaded, "weather", tmp_path / "temps.csv", "--partial"
+    )
+    shown = data("get", loaded, "-f", "weather:wind_speed", "origin=JFK", "--now", "2024-05-01T14:00:00Z")
+    assert "5" in json.dumps(shown)
+
+
 def test_warmup_compiles_the_kernels() -> None:
     assert data("warmup")["kernels"] > 0
 

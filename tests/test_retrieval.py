@@ -317,3 +317,12 @@ def test_what_cannot_be_retrieved_is_refused_with_the_remedy(db: fdb.Database, n
     with pytest.raises(fdb.InputError) as error:
         db.get_historical_features(**{"entity_df": None, "features": ["a:a_x"], **options})
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_the_repr_of_stored_rows_says_what_they_are() -> None:
+    with fdb.open(":memory:") as db:
+        db.apply([fdb.Entity("k", "int64"), fdb.FeatureTable("t", ["k"], [fdb.Feature("v", "int64")])])
+        stored = db.get_historical_features(None, ["t:v"], latest=True)
+        assert repr(stored) == "<TrainingSet: latest rows, columns v; not computed yet>"
+        assert stored.lineage["latest"] is True
+        assert repr(stored) == "<TrainingSet: latest rows, columns v; read at commit 1>"

@@ -20,6 +20,7 @@ _TABLE_WIDTH_MAX = 100_000
 
 # In the words of the Python API, and in those of the command line.
 _CLI_WORDS = (
+    ("give partial=True", "--partial"),
     ("full_feature_names=True", "--full-feature-names"),
     ("name it with event_timestamp_column", "name it with --event-timestamp-column"),
     ("; check the path, or open it with create=True", "; check the path"),

@@ -36,6 +36,7 @@ from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import COMMIT, CREATED, EVENT, SegmentCache, SegmentReader
 
 CREATED_COLUMN = "created_timestamp"
+_NAMES_SHOWN_MAX = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +339,15 @@ class StoredTrainingSet(TrainingSet):
         self._commit_id: int | None = None
         self._stored: dict[str, Column] | None = None
         with snapshot() as (_, registry):
-            self._select(registry)
+            selection = self._select(registry)
+        self._names = [name for _, _, name in selection.outputs]
+        self._event_outputs = list(selection.event_timestamps.values())
+
+    def __repr__(self) -> str:
+        names = [*self._names, *self._event_outputs]
+        shown = ", ".join(names[:_NAMES_SHOWN_MAX]) + (", ..." if len(names) > _NAMES_SHOWN_MAX else "")
+        state = "not computed yet" if self._commit_id is None else f"read at commit {self._commit_id}"
+        return f"<TrainingSet: {'latest' if self._span.latest else 'stored'} rows, columns {shown}; {state}>"
 
     def _select(self, registry: Registry) -> Selection:
         references = registry.references(self._features, self._aliases)
