@@ -74,12 +74,12 @@ def _columns(rng: np.random.Generator, rows: int) -> dict[str, NDArray[Any]]:
     """Feature values: decimals as well as full doubles, small and large integers, categories as their number."""
     return {
         "price": np.round(rng.gamma(2.0, 40.0, rows), 2),
-        # SQLite stores -0.0 as the integer 0; adding 0.0 leaves none.
+        # SQLite stores -0.0 as the integer 0; adding 0.0 leaves none (float32 normals have one in some millions).
         "distance": np.round(rng.normal(0.0, 500.0, rows), 1) + 0.0,
         "temperature": rng.normal(15.0, 8.0, rows),
         "score": rng.random(rows),
         "share": rng.random(rows, dtype=np.float32),
-        "weight": rng.standard_normal(rows, dtype=np.float32),
+        "weight": rng.standard_normal(rows, dtype=np.float32) + np.float32(0.0),
         "visits": rng.poisson(30.0, rows),
         # Below 2**53: pandas keeps integers that may be null as floats.
         "last_order": rng.integers(0, 1 << 40, rows),
