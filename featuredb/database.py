@@ -623,6 +623,7 @@ class Database(Definitions, Snapshots):
         """
         self._check_open()
         asked = features if isinstance(features, FeatureService) else _names(features)
+        aliases = check_aliases(aliases, "features")
 
         def resolve(txn: ReadTxn) -> OnlineQuery:
             return self._online_query(self._registry(txn), asked, aliases, full_feature_names)

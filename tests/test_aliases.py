@@ -199,6 +199,23 @@ def test_two_roles_share_the_dictionary_and_the_segments(
     assert len(weather._dictionaries) == 1
 
 
+def test_aliases_are_as_they_were_when_asked_and_part_of_the_lineage(weather: fdb.Database) -> None:
+    given = dict(ALIASES)
+    swapped = {"origin_weather": ALIASES["dest_weather"], "dest_weather": ALIASES["origin_weather"]}
+    training, other = (
+        weather.get_historical_features(flights(), BOTH, aliases=aliases, full_feature_names=True)
+        for aliases in (given, swapped)
+    )
+    reader = weather.online_reader(BOTH, aliases=given, full_feature_names=True)
+    given.clear()
+    weather.apply(fdb.Entity("unrelated", "int8"))  # so that the reader resolves its names again
+    row = {"origin_id": "JFK", "dest_id": "LAX"}
+    assert reader.get(row, now=T0 + HOUR) == {"origin_weather__temp": 1.0, "dest_weather__temp": 2.0}
+    assert training.to_numpy()["origin_weather__temp"].tolist() == [1.0, 2.0, 1.0, None]
+    assert training.lineage["aliases"]["origin_weather"] == {"table": "weather", "keys": {"airport": "origin_id"}}
+    assert training.lineage != other.lineage
+
+
 def test_aliases_are_stored_with_the_service_and_change_with_it(tmp_path: Path) -> None:
     path = tmp_path / "f.fdb"
     service = fdb.FeatureService("delay", BOTH, aliases=ALIASES)
@@ -248,6 +265,12 @@ def test_the_command_line_reads_a_service_with_aliases(tmp_path: Path) -> None:
         ["origin_weather__temp", "1"],
         ["dest_weather__temp", "2"],
     ]
+    asked, out = tmp_path / "flights.csv", tmp_path / "out.csv"
+    asked.write_text("origin_id,dest_id,event_timestamp\nJFK,LAX,2013-01-01T01:00\n")
+    arguments = ["join", path, str(asked), str(out), "--service", "delay", "--full-feature-names"]
+    joined = click.testing.CliRunner().invoke(main, arguments)
+    assert joined.exit_code == 0, joined.output
+    assert out.read_text().splitlines()[1].endswith("1.0,2.0")
     assert (
         "origin_weather: weather by airport=origin_id"
         in click.testing.CliRunner().invoke(main, ["tables", path]).output

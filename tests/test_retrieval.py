@@ -262,7 +262,8 @@ def test_every_form_of_output_holds_the_same(db: fdb.Database, tmp_path: Path) -
 def test_it_is_computed_once_and_is_of_one_commit(db: fdb.Database, tmp_path: Path) -> None:
     define(db, "a")
     put(db, "a", ("Oslo", T0, 1))
-    training = db.get_historical_features(None, ["a:a_x"])
+    training = db.get_historical_features(None, iter(["a:a_x"]))
+    assert repr(training) == "<TrainingSet: stored rows, columns a_x; not computed yet>"
     put(db, "a", ("Oslo", T0 + HOUR, 2))
     assert training.commit_id == db.log()[-1].id
     put(db, "a", ("Oslo", T0 + 2 * HOUR, 3))

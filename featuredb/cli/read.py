@@ -32,6 +32,7 @@ from featuredb.schema import DTYPES, split_reference
 if TYPE_CHECKING:
     from featuredb.database import Database
     from featuredb.offline.training import TrainingSet
+    from featuredb.schema import FeatureTable
 
 _OUTPUT_SUFFIXES = (".parquet", ".pq", ".csv")
 
@@ -69,9 +70,10 @@ def join(
         raise click.BadParameter(f"must end in one of {', '.join(_OUTPUT_SUFFIXES)}.", param_hint="OUT")
     began = time.perf_counter()
     with fdb.open(file, read_only=True) as db:
+        held = view(db, at)
         if out.lower().endswith(".csv"):
-            _refuse_nested(db, wanted)
-        training = view(db, at).get_historical_features(
+            _refuse_nested(held, wanted)
+        training = held.get_historical_features(
             entities,
             wanted,
             known_at=known_at,
@@ -91,12 +93,11 @@ def join(
 
 def _refuse_nested(db: Database, wanted: str | Sequence[str]) -> None:
     """An `InputError` that names every feature asked for that a CSV file cannot hold."""
-    asked = set(_references(db, wanted))
     problems = [
-        Problem(f"is {feature.dtype}, which a CSV file cannot hold; write a .parquet file", feature.name)
-        for table in dict.fromkeys(split_reference(reference)[0] for reference in asked)
-        for feature in db.get_feature_table(table).features
-        if f"{table}:{feature.name}" in asked and DTYPES[feature.dtype].is_nested
+        Problem(f"is {feature.dtype}, which a CSV file cannot hold; write a .parquet file", f"{name}:{feature.name}")
+        for name, asked, table, _ in _asked(db, wanted)
+        for feature in table.features
+        if feature.name == asked and DTYPES[feature.dtype].is_nested
     ]
     if problems:
         raise input_error("features", problems)
@@ -159,21 +160,25 @@ def get(
     print_table(("key", "feature", "value", "status"), rows)
 
 
-def _references(db: Database, wanted: str | Sequence[str]) -> Sequence[str]:
-    return db.get_feature_service(wanted).features if isinstance(wanted, str) else wanted
+def _asked(db: Database, wanted: str | Sequence[str]) -> list[tuple[str, str, FeatureTable, Mapping[str, str]]]:
+    """Each feature asked for: (name of table or alias, feature, table, entity to column as the alias has it)."""
+    service = db.get_feature_service(wanted) if isinstance(wanted, str) else None
+    references, aliases = (wanted, {}) if service is None else (service.features, service.aliases)
+    asked = []
+    for name, feature in map(split_reference, references):
+        alias = aliases.get(name)
+        table = db.get_feature_table(name if alias is None else alias.table)
+        asked.append((name, feature, table, {} if alias is None else alias.keys))
+    return asked
 
 
 def _entities(db: Database, wanted: str | Sequence[str]) -> dict[str, str]:
     """The entities of the features asked for, or the key columns of aliases, with their dtypes."""
-    service = db.get_feature_service(wanted) if isinstance(wanted, str) else None
-    references, aliases = (wanted, {}) if service is None else (service.features, service.aliases)
-    dtypes = {}
-    for name in dict.fromkeys(split_reference(reference)[0] for reference in references):
-        alias = aliases.get(name)
-        columns = {} if alias is None else alias.keys
-        for entity in db.get_feature_table(name if alias is None else alias.table).entities:
-            dtypes[columns.get(entity, entity)] = db.get_entity(entity).dtype
-    return dtypes
+    return {
+        columns.get(entity, entity): db.get_entity(entity).dtype
+        for _, _, table, columns in _asked(db, wanted)
+        for entity in table.entities
+    }
 
 
 def parse_keys(keys: Sequence[str], entities: Mapping[str, str]) -> dict[str, list[Any]]:

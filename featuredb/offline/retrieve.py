@@ -26,7 +26,7 @@ from featuredb.offline.lineage import known_at_text
 from featuredb.offline.rows import total_order
 from featuredb.offline.search import Found, Query, make_query, search, with_max_age
 from featuredb.offline.training import Selection, Snapshot, TrainingSet, gather, select, timestamps
-from featuredb.schema import DTYPES, Alias, FeatureService
+from featuredb.schema import DTYPES, Alias, FeatureService, check_aliases
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import decode_keys
 from featuredb.storage.log import commit_times, last_commit
@@ -329,7 +329,7 @@ class StoredTrainingSet(TrainingSet):
         self._cache = cache
         self._dictionary_of = dictionary_of
         self._features = features
-        self._aliases = aliases
+        self._aliases = check_aliases(aliases, "features")
         self._span = Span(*between_us, None if known_at is None else _known_us(known_at), latest)
         self._full_feature_names = full_feature_names
         self._include_event_timestamps = include_event_timestamps

@@ -26,7 +26,7 @@ from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.lineage import PARQUET_KEY, EntityHash, file_id, known_at_text, snapshot_name
 from featuredb.offline.prepare import missing_columns
 from featuredb.offline.search import Found, Gatherer, Query, make_query, search, with_max_age
-from featuredb.schema import DTYPES, Alias, DType, FeatureService
+from featuredb.schema import DTYPES, Alias, DType, FeatureService, check_aliases
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import encode_keys, too_long
 from featuredb.storage.log import commit_times, last_commit
@@ -267,7 +267,7 @@ class TrainingSet:
         self._dictionary_of = dictionary_of
         self._given = detached(given)
         self._features = features
-        self._aliases = aliases
+        self._aliases = check_aliases(aliases, "features")
         self._known_at = _known_at(known_at, given.names)
         self._full_feature_names = full_feature_names
         self._include_event_timestamps = include_event_timestamps
@@ -338,7 +338,11 @@ class TrainingSet:
 
     def _facts(self, txn: ReadTxn, selection: Selection, known_at: int | str | None) -> dict[str, Any]:
         """The lineage, but for the hash of the entity dataframe."""
-        aliases = {use.name: use.table.name for use in selection.uses if use.name != use.table.name}
+        aliases = {
+            use.name: {"table": use.table.name, "keys": use.keys}
+            for use in selection.uses
+            if use.name != use.table.name
+        }
         return {
             "file_id": file_id(txn),
             "commit_id": self._commit_id,

@@ -35,6 +35,11 @@ class TableUse:
         return "entity" if self.name == self.table.name else f"entity {entity!r} of alias {self.name!r}"
 
     @property
+    def keys(self) -> dict[str, str]:
+        """Entity to column."""
+        return dict(zip(self.table.definition.entities, self.columns, strict=True))
+
+    @property
     def key_dtypes(self) -> dict[str, DType]:
         return dict(zip(self.columns, self.table.key_dtypes, strict=True))
 
