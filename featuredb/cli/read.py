@@ -94,8 +94,8 @@ def join(
 def _refuse_nested(db: Database, wanted: str | Sequence[str]) -> None:
     """An `InputError` that names every feature asked for that a CSV file cannot hold."""
     problems = [
-        Problem(f"is {feature.dtype}, which a CSV file cannot hold; write a .parquet file", f"{name}:{feature.name}")
-        for name, asked, table, _ in _asked(db, wanted)
+        Problem(f"is {feature.dtype}, which a CSV file cannot hold; write a .parquet file", feature.name)
+        for _, asked, table, _ in _asked(db, wanted)
         for feature in table.features
         if feature.name == asked and DTYPES[feature.dtype].is_nested
     ]

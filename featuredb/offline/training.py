@@ -393,11 +393,11 @@ class TrainingSet:
         -------
         dict
             ``file_id``: of the file and its backups; ``commit_id``: the commit that was joined; ``snapshot``:
-            the name of the one it was joined at, or None; ``features``: the references; ``entity_df``: SHA-256 of
-            the columns that the join reads (keys, event timestamp, known_at column), the same from every
-            container; ``known_at``: ISO 8601 UTC, the name of a column, or None; ``featuredb``: the version. The
-            same lineage on the same snapshot gives the same bytes, whatever was merged, compacted,
-            ingested or backed up since.
+            the name of the one it was joined at, or None; ``features``: the references; ``aliases``: if any is
+            used, the table and key columns of each; ``entity_df``: SHA-256 of the columns that the join reads
+            (keys, event timestamp, known_at column), the same from every container; ``known_at``: ISO 8601 UTC,
+            the name of a column, or None; ``featuredb``: the version. The same lineage on the same snapshot gives
+            the same bytes, whatever was merged, compacted, ingested or backed up since.
         """
         if self._lineage.get("entity_df") is None:
             self._compute()
