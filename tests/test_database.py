@@ -214,3 +214,33 @@ def test_rows_replaced_in_long_runs_are_stepped_over() -> None:
     left = {"k": np.ones(rows, int), "event_timestamp": event}
     found = db.get_historical_features(left, ["t:v"]).to_numpy()["v"]
     assert np.array_equal(found, np.where(np.arange(rows) < rows - 2000, data["v"], -data["v"]))
+
+
+@pytest.mark.parametrize("place", [0, 62, 63, 64, 127, 128, 4094, 4095, 4096, 8191, 8192])
+def test_the_one_row_known_by_then_is_found_wherever_it_is(place: int) -> None:
+    rows = 9000
+    start = np.datetime64("2024-01-01", "us")
+    event = start + np.arange(rows) * np.timedelta64(1, "s")
+    created = np.full(rows, start + np.timedelta64(365, "D"))
+    created[place] = event[place]
+    db = new(key="int64")
+    columns = {"k": np.ones(rows, int), "event_timestamp": event, "created_timestamp": created}
+    db.ingest("t", columns | {"v": np.arange(rows) * 1.0})
+    asked = np.arange(place, rows, 7)
+    left = {"k": np.ones(len(asked), int), "event_timestamp": event[asked]}
+    found = db.get_historical_features(left, ["t:v"], known_at=start + np.timedelta64(30, "D")).to_numpy()["v"]
+    assert found.tolist() == [float(place)] * len(asked)
+
+
+def test_a_replaced_row_is_known_from_the_commit_that_replaced_it() -> None:
+    db = new()
+    # Enough rows that the segment with the replaced one is not merged away at once.
+    keys = list("abcdefghij")
+    db.ingest("t", {"k": keys, "event_timestamp": [DAY] * 10, "v": [1.0] * 10})
+    between = db.log()[-1].time
+    db.ingest("t", row(2.0))
+    assert db.info()["feature_tables"]["t"]["replaced_rows"] == 1
+    left = {"k": ["a", "b"], "event_timestamp": [DAY] * 2}
+    assert db.get_historical_features(left, ["t:v"], known_at=between).to_numpy()["v"].tolist() == [None, 1.0]
+    now = db.log()[-1].time
+    assert db.get_historical_features(left, ["t:v"], known_at=now).to_numpy()["v"].tolist() == [2.0, 1.0]

@@ -601,8 +601,10 @@ def test_a_parquet_file_carries_its_lineage(
     training = loaded.get_historical_features(container("arrow", LEFT), ["one:x"])
     training.to_parquet(tmp_path / "out.parquet")
     carried = json.loads(pq.read_metadata(tmp_path / "out.parquet").metadata[b"featuredb"])
-    assert carried == loaded.get_historical_features(container("dict", LEFT), ["one:x"]).lineage
-    assert carried == training.lineage
+    assert training.lineage == loaded.get_historical_features(container("dict", LEFT), ["one:x"]).lineage
+    # Before pyarrow 17 metadata must be written first, when a stream's hash is not known yet.
+    late = hasattr(pq.ParquetWriter, "add_key_value_metadata") or batch_rows > len(LEFT["event_timestamp"][1])
+    assert carried == training.lineage | ({} if late else {"entity_df": None})
 
 
 @pytest.mark.parametrize(("batch_rows", "hashed"), [(5, False), (1_000_000, True)])
