@@ -73,9 +73,9 @@ FAULTS = (
     ),
     Fault(
         "the earlier of equal rows in one batch stays",
-        "offline/kernels.py",
-        "    return order[i] < order[j]\n",
-        "    return order[i] > order[j]\n",
+        "offline/rows.py",
+        "    replaced[:-1] = (codes",
+        "    replaced[1:] = (codes",
     ),
     Fault(
         "the created timestamp is dropped",
