@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +11,14 @@ from hypothesis import strategies as st
 
 from featuredb.columns import Column, Heap
 from featuredb.errors import CorruptionError, InputError
-from featuredb.schema import DTYPES, INTEGER_NAMES
-from featuredb.storage.keys import decode_keys, encode_key, encode_keys
+from featuredb.schema import DTYPES, INTEGER_NAMES, DType
+from featuredb.storage.keys import decode_keys, encode_keys, value_encoder
+
+
+def encode_key(values: Sequence[object], dtypes: Sequence[DType]) -> bytes:
+    """One key as an online read of one key encodes it: value by value."""
+    return b"".join([value_encoder(dtype)(value) for value, dtype in zip(values, dtypes, strict=True)])
+
 
 VALUES = {
     **{

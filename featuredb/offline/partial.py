@@ -34,14 +34,7 @@ def search_before(readers: Sequence[SegmentReader], rows: Rows) -> Found:
     """For each of `rows`, the greatest live row of its key up to its (event, created), that one included."""
     count = len(rows)
     query = Query(rows.codes, rows.event, np.full(count, ABSENT_US + 1, dtype=np.int64), np.arange(count), count)
-    found = Found(
-        query,
-        readers,
-        np.full(count, ABSENT_US, dtype=np.int64),
-        np.full(count, ABSENT_US, dtype=np.int64),
-        np.full(count, -1, dtype=np.int32),
-        np.zeros(count, dtype=np.int32),
-    )
+    found = Found.nothing(query, readers)
     for number, reader in enumerate(readers):
         if count and not prunable(reader, query):
             _search_segment(number, reader, rows, found)

@@ -25,7 +25,7 @@ from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.lineage import known_at_text
 from featuredb.offline.rows import total_order
 from featuredb.offline.search import Found, Query, make_query, search, with_max_age
-from featuredb.offline.training import Selection, Snapshot, TrainingSet, gather, select, timestamps
+from featuredb.offline.training import Selection, Snapshot, TrainingSet, gather, select, shown_names, timestamps
 from featuredb.schema import DTYPES, Alias, FeatureService, check_aliases
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import decode_keys
@@ -36,7 +36,6 @@ from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import COMMIT, CREATED, EVENT, SegmentCache, SegmentReader
 
 CREATED_COLUMN = "created_timestamp"
-_NAMES_SHOWN_MAX = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,9 +344,10 @@ class StoredTrainingSet(TrainingSet):
 
     def __repr__(self) -> str:
         names = [*self._names, *self._event_outputs]
-        shown = ", ".join(names[:_NAMES_SHOWN_MAX]) + (", ..." if len(names) > _NAMES_SHOWN_MAX else "")
         state = "not computed yet" if self._commit_id is None else f"read at commit {self._commit_id}"
-        return f"<TrainingSet: {'latest' if self._span.latest else 'stored'} rows, columns {shown}; {state}>"
+        return (
+            f"<TrainingSet: {'latest' if self._span.latest else 'stored'} rows, columns {shown_names(names)}; {state}>"
+        )
 
     def _select(self, registry: Registry) -> Selection:
         references = registry.references(self._features, self._aliases)

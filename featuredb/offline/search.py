@@ -54,6 +54,13 @@ class Found:
     segment: NDArray[np.int32]
     position: NDArray[np.int32]
 
+    @staticmethod
+    def nothing(query: Query, readers: Sequence[SegmentReader]) -> Found:
+        """What is found before the first segment is searched; searching improves the arrays in place."""
+        rows = len(query.codes)
+        times = (np.full(rows, ABSENT_US, dtype=np.int64), np.full(rows, ABSENT_US, dtype=np.int64))
+        return Found(query, readers, *times, np.full(rows, -1, dtype=np.int32), np.zeros(rows, dtype=np.int32))
+
     @property
     def matched(self) -> NDArray[np.bool_]:
         """Which rows of the result have a row of history."""
@@ -138,15 +145,7 @@ def event_chunk(reader: SegmentReader, chunk: int) -> NDArray[np.int64]:
 
 def search(readers: Sequence[SegmentReader], query: Query) -> Found:
     """The greatest row for each row of the query, over all segments."""
-    rows = len(query.codes)
-    found = Found(
-        query,
-        readers,
-        np.full(rows, ABSENT_US, dtype=np.int64),
-        np.full(rows, ABSENT_US, dtype=np.int64),
-        np.full(rows, -1, dtype=np.int32),
-        np.zeros(rows, dtype=np.int32),
-    )
+    found = Found.nothing(query, readers)
     for number, reader in enumerate(readers):
         if not prunable(reader, query):
             _search_segment(number, reader, found)

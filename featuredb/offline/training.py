@@ -217,6 +217,11 @@ def timestamps(values: NDArray[np.int64]) -> Column:
     return Column(DTYPES["timestamp"], np.where(valid, values, 0), valid)
 
 
+def shown_names(names: Sequence[str]) -> str:
+    """The first of `names`, for a repr."""
+    return ", ".join(names[:_NAMES_SHOWN_MAX]) + (", ..." if len(names) > _NAMES_SHOWN_MAX else "")
+
+
 # Opens a transaction, and gives it with the definitions as of its commit.
 Snapshot = Callable[[], AbstractContextManager[tuple[ReadTxn, Registry]]]
 
@@ -290,9 +295,8 @@ class TrainingSet:
         count = self._given.rows
         rows = "entity rows of a file or stream" if count is None else f"{count:,} entity row{'s'[: count != 1]}"
         names = [*self._names, *self._event_outputs]
-        shown = ", ".join(names[:_NAMES_SHOWN_MAX]) + (", ..." if len(names) > _NAMES_SHOWN_MAX else "")
         state = "not computed yet" if self._commit_id is None else f"joined at commit {self._commit_id}"
-        return f"<TrainingSet: {rows}, columns {shown}; {state}>"
+        return f"<TrainingSet: {rows}, columns {shown_names(names)}; {state}>"
 
     def _select(self, registry: Registry) -> Selection:
         return select(

@@ -195,11 +195,6 @@ def value_encoder(dtype: DType) -> Callable[[Any], bytes]:
     }[dtype.name]
 
 
-def encode_key(values: Sequence[object], dtypes: Sequence[DType]) -> bytes:
-    """The key bytes of one key given as Python values."""
-    return b"".join([value_encoder(dtype)(value) for value, dtype in zip(values, dtypes, strict=True)])
-
-
 def too_long(keys: Heap) -> NDArray[np.int64]:
     """Rows whose key bytes exceed `KEY_BYTES_MAX`."""
     return np.flatnonzero(np.diff(keys.offsets) > KEY_BYTES_MAX)
