@@ -31,13 +31,13 @@ class Fault:
 FAULTS = (
     Fault(
         "event before the row's time only, not at it",
-        "offline/kernels.py",
+        "offline/kernels/searching.py",
         "            if event[middle] <= time:\n",
         "            if event[middle] < time:\n",
     ),
     Fault(
         "max age excludes its end",
-        "offline/kernels.py",
+        "offline/kernels/searching.py",
         "if place < slice_start or event[place] < oldest[i]:",
         "if place < slice_start or event[place] <= oldest[i]:",
     ),
@@ -61,13 +61,13 @@ FAULTS = (
     ),
     Fault(
         "a block of unknown rows is stepped over by one too many",
-        "offline/kernels.py",
+        "offline/kernels/searching.py",
         "                    place -= 64\n",
         "                    place -= 65\n",
     ),
     Fault(
         "of equal event timestamps the earlier created wins",
-        "offline/kernels.py",
+        "offline/kernels/sorting.py",
         "        return created[i] < created[j]\n",
         "        return created[i] > created[j]\n",
     ),

@@ -168,8 +168,8 @@ def small_batches(patch: pytest.MonkeyPatch, rows: int) -> None:
 def tiny_limits(patch: pytest.MonkeyPatch) -> None:
     """Make a few rows reach what only large data does: many chunks, blocks, tiers, threads, evictions."""
     for name, value in {
-        "storage.segment.CHUNK_ROWS_MAX": 4,
-        "storage.segment.CHUNK_BYTES_TARGET": 32,
+        "storage.segment_writer.CHUNK_ROWS_MAX": 4,
+        "storage.segment_writer.CHUNK_BYTES_TARGET": 32,
         "storage.segment.SEGMENTS_HELD_MAX": 1,
         "storage.keyspace.KEYS_PER_BLOCK": 2,
         "offline.dictionary.KEYS_PER_BLOCK": 2,

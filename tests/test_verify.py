@@ -27,7 +27,8 @@ from featuredb.storage.env import Env, WriteTxn, open_env
 from featuredb.storage.manifest import read_manifest, stage_segment, write_manifest
 from featuredb.storage.records import pack, unpack
 from featuredb.storage.registry import StoredTable, read_registry
-from featuredb.storage.segment import CODES, DATA, EVENT, Rows, read_info, write_dead, write_segment
+from featuredb.storage.segment import CODES, DATA, EVENT, read_info
+from featuredb.storage.segment_writer import Rows, write_dead, write_segment
 from featuredb.verify import Finding, VerifyReport
 
 T0 = np.datetime64("2013-01-01T00:00:00", "us")

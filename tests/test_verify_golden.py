@@ -22,7 +22,8 @@ from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.manifest import read_manifest, segment_key, write_manifest
 from featuredb.storage.records import pack, unpack
 from featuredb.storage.registry import StoredTable, read_registry
-from featuredb.storage.segment import Rows, SegmentCache, write_segment
+from featuredb.storage.segment import SegmentCache
+from featuredb.storage.segment_writer import Rows, write_segment
 from featuredb.verify import Finding, VerifyReport
 
 SYSTEM = {

@@ -36,7 +36,8 @@ from featuredb.storage.manifest import SegmentRef, discard_staged, read_manifest
 from featuredb.storage.pending import note_pending
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.rejected import RejectedRow, add_rejected, are_newest
-from featuredb.storage.segment import CREATED, Rows, SegmentCache, SegmentReader, write_dead, write_segment
+from featuredb.storage.segment import CREATED, SegmentCache, SegmentReader
+from featuredb.storage.segment_writer import Rows, write_dead, write_segment
 
 
 @dataclass(frozen=True, slots=True)

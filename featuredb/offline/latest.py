@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from featuredb.columns import Heap
 from featuredb.offline.rows import concat_rows, last_of_each, sort_rows
-from featuredb.storage.segment import Rows
+from featuredb.storage.segment_writer import Rows
 
 
 @dataclass(frozen=True, slots=True)

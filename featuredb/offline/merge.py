@@ -23,11 +23,10 @@ from featuredb.storage.segment import (
     CREATED,
     EVENT,
     SYSTEM_COLUMNS,
-    Rows,
     SegmentCache,
     SegmentReader,
-    write_segment,
 )
+from featuredb.storage.segment_writer import Rows, write_segment
 
 # Segments below this are of one size class: rewriting them costs no more than the commit itself.
 _TIER_ROWS_MIN = 4096

@@ -27,7 +27,8 @@ from featuredb.offline.search import (
 from featuredb.online.index import OnlineIndex
 from featuredb.schema import DType
 from featuredb.storage.env import ReadTxn
-from featuredb.storage.segment import CREATED, Rows, SegmentReader
+from featuredb.storage.segment import CREATED, SegmentReader
+from featuredb.storage.segment_writer import Rows
 
 
 def search_before(readers: Sequence[SegmentReader], rows: Rows) -> Found:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, concat
 from featuredb.offline import kernels
-from featuredb.storage.segment import Rows
+from featuredb.storage.segment_writer import Rows
 
 
 def order_by_code(codes: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -18,9 +18,9 @@ from featuredb.columns import Column, Heap
 from featuredb.limits import ABSENT_US, NEVER_US
 from featuredb.offline import kernels
 from featuredb.offline.rows import order_by_code
-from featuredb.offline.threads import over_rows
 from featuredb.schema import DType
 from featuredb.storage.segment import COMMIT, CREATED, EVENT, SegmentReader, frozen
+from featuredb.threads import over_rows
 
 _NO_TIMES = np.zeros(0, dtype=np.int64)
 
