@@ -177,7 +177,7 @@ def tiny_limits(patch: pytest.MonkeyPatch) -> None:
         "offline.merge.MERGE_FANOUT": 2,
         "offline.merge._TIER_ROWS_MIN": 2,
         "offline.merge.SEGMENT_ROWS_MAX": 20,
-        "offline.threads.ROWS_PER_THREAD_MIN": 2,
+        "threads.ROWS_PER_THREAD_MIN": 2,
         "online.index.BATCH_ROWS": 2,
     }.items():
         patch.setattr(f"featuredb.{name}", value)
