@@ -1,0 +1,48 @@
+"""Examines a file that was left behind: whole, as old or as new as it may be, and good for more work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import featuredb as fdb
+
+from .digest import digest
+
+
+def examine(path: Path, allowed: Sequence[str | None]) -> str:
+    """``old`` or ``new`` (``new`` is the last of `allowed`), or what is wrong.
+
+    Parameters
+    ----------
+    path : Path
+        The file, which is then written to.
+    allowed : sequence of str or None
+        Digests that it may have, the oldest first; None if it may be missing.
+    """
+    existed = path.exists()
+    if not existed and None not in allowed:
+        return "violation: the file is missing"
+    try:
+        with fdb.open(path) as db:
+            found = digest(db) if existed else None
+            report = db.verify()
+            if not report.ok:
+                return f"violation: {report}"
+            if found not in allowed:
+                return f"violation: its content is that of no step it may hold: {found}, not {', '.join(map(str, allowed))}"
+            _use(db)
+        with fdb.open(path) as db:
+            report = db.verify()
+            if not report.ok:
+                return f"violation: after a write: {report}"
+            if db.get_online_features(["probe:value"], {"probe": [1]}).to_dict()["value"] != [7]:
+                return "violation: a write made after it was opened is gone"
+    except Exception as error:
+        return f"violation: {type(error).__name__}: {error}"
+    return "new" if found == allowed[-1] else "old"
+
+
+def _use(db: fdb.Database) -> None:
+    db.apply([fdb.Entity("probe", "int64"), fdb.FeatureTable("probe", ["probe"], [fdb.Feature("value", "int64")])])
+    db.ingest("probe", {"probe": [1], "event_timestamp": ["2013-01-01"], "value": [7]})
