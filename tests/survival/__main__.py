@@ -8,13 +8,15 @@ import sys
 import warnings
 from pathlib import Path
 
-from . import powerloss
+from . import iofaults, kill, powerloss
 from .results import FILE, save, table
 from .runs import warm_up
 
 PROFILES = {
     "powerloss": lambda count, seed: [powerloss.run(count, seed)],
     "relaxed": lambda count, seed: [powerloss.run(count, seed, "relaxed")],
+    "kill": lambda count, seed: [kill.run(count, seed)],
+    "iofaults": lambda count, seed: [iofaults.run(count, seed)],
 }
 
 

@@ -8,6 +8,20 @@ from pathlib import Path
 import featuredb as fdb
 
 from .digest import digest
+from .runs import NAME, Expected
+
+
+def examine_folder(folder: Path, known: Expected, done: int, begun: int) -> str:
+    """Examine the file of a plan, and its backups, after `done` steps returned and `begun` had been started."""
+    for name, content in known.backups.items():
+        made = next(at for at, step in enumerate(known.plan.steps) if step.arguments == {"name": name})
+        if made < begun:
+            verdict = examine(folder / name, [content] if made < done else [None, content])
+            if verdict.startswith("violation"):
+                return f"{verdict} ({name})"
+    # Relaxed, the last step that returned may be undone.
+    oldest = done - 1 - (known.plan.durability == "relaxed")
+    return examine(folder / NAME, [known.digests[at] if at >= 0 else None for at in range(oldest, begun)])
 
 
 def examine(path: Path, allowed: Sequence[str | None]) -> str:
@@ -26,16 +40,15 @@ def examine(path: Path, allowed: Sequence[str | None]) -> str:
     try:
         with fdb.open(path) as db:
             found = digest(db) if existed else None
+            if found not in allowed:
+                wanted = ", ".join(map(str, allowed))
+                return f"violation: its content is that of no step it may hold: {found}, not {wanted}"
+            _use(db)
+        with fdb.open(path) as db:
+            # After a write: what is wrong with free pages shows once they are used.
             report = db.verify()
             if not report.ok:
                 return f"violation: {report}"
-            if found not in allowed:
-                return f"violation: its content is that of no step it may hold: {found}, not {', '.join(map(str, allowed))}"
-            _use(db)
-        with fdb.open(path) as db:
-            report = db.verify()
-            if not report.ok:
-                return f"violation: after a write: {report}"
             if db.get_online_features(["probe:value"], {"probe": [1]}).to_dict()["value"] != [7]:
                 return "violation: a write made after it was opened is gone"
     except Exception as error:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import children
-from .examine import examine
+from .examine import examine_folder
 from .results import Outcome
-from .runs import NAME, Expected, Plan, emptied, expected, scratch
+from .runs import Expected, Plan, emptied, expected, scratch
 from .states import State, states
 
 STEPS = 25
@@ -43,13 +43,4 @@ def _verdicts(
 def check(state: State, known: Expected, folder: Path) -> str:
     """Examine one state."""
     state.write(emptied(folder))
-    # Relaxed, the last step that returned may be undone.
-    oldest = state.done - 1 - (known.plan.durability == "relaxed")
-    allowed: list[str | None] = [known.digests[number] if number >= 0 else None for number in range(oldest, state.begun)]
-    for name, content in known.backups.items():
-        made = next(at for at, step in enumerate(known.plan.steps) if step.arguments.get("name") == name and step.kind == "backup")
-        if made < state.begun:
-            verdict = examine(folder / name, [content] if made < state.done else [None, content])
-            if verdict.startswith("violation"):
-                return f"{verdict} ({name})"
-    return examine(folder / NAME, allowed)
+    return examine_folder(folder, known, state.done, state.begun)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,24 +120,15 @@ def emptied(folder: Path) -> Path:
 
 
 def warm_up() -> None:
-    """Load and compile what children need, once, before they are forked."""
-    with scratch() as folder:
-        outcome = children.one(lambda: _compile(folder))
-        if isinstance(outcome, children.Died):
-            raise RuntimeError(f"warming up ended by {outcome}")
-    import featuredb.frames
-    import featuredb.offline.materialize
-    import featuredb.offline.training  # noqa: F401
-
-
-def _compile(folder: Path) -> None:
-    plan = Plan.of(0, 30)
+    """Load and compile what children need, before they are forked; leaves no thread and no open database."""
     small_limits()
-    runner = Runner(plan, folder)
-    for step in plan.steps:
-        runner.run(step)
-        digest(runner.open())
-    runner.close()
-
-
-Check = Callable[[fdb.Database], None]
+    plan = Plan.of(0, 30)
+    with scratch() as folder:
+        runner = Runner(plan, folder)
+        for step in plan.steps:
+            runner.run(step)
+            digest(runner.open())
+        runner.open().verify()
+        runner.close()
+    if threading.active_count() > 1:
+        raise RuntimeError("the workload starts threads, so that children cannot be forked from this process")

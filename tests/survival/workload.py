@@ -127,9 +127,8 @@ def perform(db: fdb.Database, step: Step) -> None:
 
 
 def _apply(db: fdb.Database, version: int) -> None:
-    extra = [fdb.Feature("extra", "int32")] if version % 3 == 1 else []
-    if version >= 2:
-        extra.append(fdb.Feature(f"later{version}", "string"))
+    # Each version takes away the feature of the one before.
+    extra = [fdb.Feature(f"extra{version}", "int32")] if version else []
     amount, note = fdb.Feature("amount", "float64"), fdb.Feature("note", "string")
     db.apply(
         [
