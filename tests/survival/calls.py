@@ -19,6 +19,7 @@ import lmdb.cpython
 
 from .got import redirect, slots
 
+_os_write = os.write
 _libc = ctypes.CDLL(None, use_errno=True)
 _int, _size, _off, _pointer, _ssize = (
     ctypes.c_int,
@@ -117,7 +118,7 @@ def _pwrite(fd: int, buffer: int, size: int, offset: int) -> int:
 
 def _write(fd: int, buffer: int, size: int) -> int:
     def go(size_max: int | None) -> int:
-        return os.write(fd, data[:size_max])
+        return _os_write(fd, data[:size_max])
 
     data = ctypes.string_at(buffer, size)
     return _handled(Call("write", fd, os.lseek(fd, 0, os.SEEK_CUR), data), go)
@@ -128,7 +129,7 @@ def _writev(fd: int, vector: int, count: int) -> int:
     data = b"".join(ctypes.string_at(pairs[2 * i], pairs[2 * i + 1]) for i in range(count))
 
     def go(size_max: int | None) -> int:
-        return os.write(fd, data[:size_max])
+        return _os_write(fd, data[:size_max])
 
     return _handled(Call("write", fd, os.lseek(fd, 0, os.SEEK_CUR), data), go)
 
@@ -175,6 +176,14 @@ def _redirect_lmdb() -> None:
         redirect(addresses, address)
 
 
+def _if_file(call: Call) -> Call | None:
+    """The call with its offset; None for a pipe or terminal."""
+    if not call.path.startswith("/") or not os.path.isfile(call.path):
+        return None
+    call.offset = os.lseek(call.fd, 0, os.SEEK_CUR)
+    return call
+
+
 # --- featuredb's own --------------------------------------------------------------------------
 
 
@@ -188,9 +197,12 @@ def _replace_in_os() -> None:
                 return real(*arguments, **named)
             outcome: list[Any] = [None]
 
-            def go(_: int | None) -> int:
-                outcome[0] = real(*arguments, **named)
-                return 0
+            def go(size_max: int | None) -> int:
+                if size_max is not None:
+                    outcome[0] = real(arguments[0], arguments[1][:size_max], *arguments[2:])
+                else:
+                    outcome[0] = real(*arguments, **named)
+                return outcome[0] if isinstance(outcome[0], int) else 0
 
             _handler(call, go)
             return outcome[0]
@@ -201,7 +213,11 @@ def _replace_in_os() -> None:
     def created(path: Any, flags: int, *_: Any, **__: Any) -> Call | None:
         return Call("create", names=(os.fspath(path),)) if flags & os.O_CREAT else None
 
-    replace("fsync", lambda fd: Call("sync", fd))
+    for name in ("fsync", "fdatasync"):
+        replace(name, lambda fd: Call("sync", fd))
+    replace("write", lambda fd, data: _if_file(Call("write", fd, data=bytes(data))))
+    replace("pwrite", lambda fd, data, offset: Call("write", fd, offset, bytes(data)))
+    replace("ftruncate", lambda fd, length: Call("truncate", fd, length=length))
     replace("open", created)
     replace("link", lambda old, new: Call("link", names=(old, new)))
     replace("unlink", lambda path: Call("unlink", names=(os.fspath(path),)))

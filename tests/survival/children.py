@@ -74,8 +74,8 @@ def _in_child(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[
             yield json.loads(line)
             if count == len(items):
                 return
-        yield Died(_ending(child))
-        child = 0
+        ending, child = _ending(child), 0
+        yield Died(ending)
     except TimeoutError:
         yield Died(f"hung for {HANG_SECONDS:g} seconds")
     finally:

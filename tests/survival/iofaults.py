@@ -117,13 +117,14 @@ def attempt(
         return f"violation: a bare {type(error).__module__}.{type(error).__name__}: {error}"
     saboteur.armed = False
     if outcome == "failed":
-        found = None if runner.db is None else digest(runner.db)
+        found = None if runner.db is None else digest(_usable(runner, counts))
         if found is not None and found not in (before, known.digests[number]):
             return f"violation: after the failure the content is {found}, neither {before} nor {known.digests[number]}"
         if found != known.digests[number] or step.kind in ("backup", "compact"):
-            problem = _again(runner, step, counts)
-            if problem:
-                return problem
+            try:
+                runner.run(step)
+            except Exception as error:
+                return f"violation: the next write fails too: {type(error).__name__}: {error}"
     db = runner.open()
     if digest(db) != known.digests[number]:
         return f"violation: in the end the content is {digest(db)}, not {known.digests[number]}"
@@ -131,19 +132,13 @@ def attempt(
     return outcome if report.ok else f"violation: {report}"
 
 
-def _again(runner: Runner, step: Step, counts: Counter[str]) -> str | None:
-    """Perform the step once more, with nothing to hinder it; what is wrong if it fails."""
+def _usable(runner: Runner, counts: Counter[str]) -> fdb.Database:
+    """The database, opened again if its last error asks for that."""
     try:
-        runner.run(step)
-    except fdb.FeatureDBError as error:
-        if "close and reopen" not in str(error):
-            return f"violation: the next write fails too: {error}"
+        runner.open().log()
+    except fdb.FileError as error:
+        if "close and reopen it" not in str(error):
+            raise
         counts["reopened"] += 1
         runner.close()
-        try:
-            runner.run(step)
-        except Exception as again:
-            return f"violation: a write fails after reopening: {again!r}"
-    except Exception as error:
-        return f"violation: the next write fails too, with a bare {type(error).__name__}: {error}"
-    return None
+    return runner.open()
