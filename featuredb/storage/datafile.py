@@ -183,7 +183,7 @@ def _check_content(path: str, fd: int, verify: Callable[[str], list[str]]) -> No
         if looks_left == 0 and not whole:
             _check_truncated(path, file_bytes, meta, verify)
     if record is None:
-        raise NotADatabaseError(f"{path}: is an LMDB file of another program, not a featuredb file")
+        raise _foreign(path, "is an LMDB file of another program, not a featuredb file")
     _check_format(path, record)
 
 
@@ -199,10 +199,10 @@ def _check_truncated(path: str, file_bytes: int, meta: Meta, verify: Callable[[s
 def _read_meta(path: str, fd: int) -> Meta:
     head = os.pread(fd, 4096, 0)
     if len(head) < 32 or struct.unpack_from("<I", head, 16)[0] != _MAGIC:
-        raise NotADatabaseError(f"{path}: is not a featuredb file{_guess(head)}")
+        raise _foreign(path, f"is not a featuredb file{_guess(head)}")
     (version,) = struct.unpack_from("<I", head, 20)
     if version != _DATA_VERSION:
-        raise NotADatabaseError(f"{path}: is not a featuredb file: its LMDB data version is {version}, not 1")
+        raise _foreign(path, f"is not a featuredb file: its LMDB data version is {version}, not 1")
     first = _parse_meta(head)
     second = _parse_meta(os.pread(fd, _META_BYTES, first.page_bytes)) if first is not None else None
     if first is None or second is None or first.page_bytes != second.page_bytes:
@@ -260,12 +260,17 @@ def _check_format(path: str, record: bytes) -> None:
     except (TypeError, KeyError):
         magic, version = None, None
     if magic != limits.FORMAT_MAGIC or type(version) is not int or version < 1:
-        raise NotADatabaseError(f"{path}: is an LMDB file of another program, not a featuredb file")
+        raise _foreign(path, "is an LMDB file of another program, not a featuredb file")
     if version > limits.FORMAT_VERSION:
         raise FormatVersionError(
             f"{path}: has format version {version}, this featuredb reads up to {limits.FORMAT_VERSION}; "
             "upgrade featuredb"
         )
+
+
+def _foreign(path: str, what: str) -> NotADatabaseError:
+    # Damage to what tells a file apart makes it look like another's.
+    return NotADatabaseError(f"{path}: {what}; check the path, or if it was one, restore it from a backup")
 
 
 def _guess(head: bytes) -> str:

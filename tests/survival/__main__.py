@@ -8,7 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from . import iofaults, kill, powerloss
+from . import damage, iofaults, kill, powerloss
 from .results import FILE, save, table
 from .runs import warm_up
 
@@ -16,6 +16,9 @@ PROFILES = {
     "powerloss": lambda count, seed: [powerloss.run(count, seed)],
     "relaxed": lambda count, seed: [powerloss.run(count, seed, "relaxed")],
     "kill": lambda count, seed: [kill.run(count, seed)],
+    "lying": lambda count, seed: [damage.lying(count, seed)],
+    "truncation": lambda count, seed: [damage.truncation(count, seed)],
+    "bitflips": lambda count, seed: [damage.bitflips(count, seed)],
     "iofaults": lambda count, seed: [iofaults.run(count, seed)],
 }
 
