@@ -8,7 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from . import damage, iofaults, kill, powerloss
+from . import damage, iofaults, kill, powerloss, space
 from .results import FILE, save, table
 from .runs import warm_up
 
@@ -19,6 +19,7 @@ PROFILES = {
     "lying": lambda count, seed: [damage.lying(count, seed)],
     "truncation": lambda count, seed: [damage.truncation(count, seed)],
     "bitflips": lambda count, seed: [damage.bitflips(count, seed)],
+    "space": space.run,
     "iofaults": lambda count, seed: [iofaults.run(count, seed)],
 }
 

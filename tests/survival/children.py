@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 BATCH = 40
-HANG_SECONDS = 60.0
+# Long, for these children may be the last that a busy machine runs.
+HANG_SECONDS = 300.0
 
 
 class Died(Exception):

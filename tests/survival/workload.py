@@ -36,11 +36,11 @@ class Step:
         return f"{self.kind}({shown})"
 
 
-def small_limits() -> None:
+def small_limits(batch_rows: int = BATCH_ROWS) -> None:
     """Make a few rows reach what only large data does: ingests of several batches, merges, drops in several parts."""
     for module, name, value in (
-        (ingest, "INGEST_BATCH_ROWS", BATCH_ROWS),
-        (ingest, "INGEST_MEMORY_ROWS", BATCH_ROWS),
+        (ingest, "INGEST_BATCH_ROWS", batch_rows),
+        (ingest, "INGEST_MEMORY_ROWS", batch_rows),
         (merge, "MERGE_FANOUT", 3),
         (snapshots, "_BATCH_ROWS", 4),
     ):
