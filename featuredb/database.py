@@ -645,16 +645,23 @@ class Database(Definitions, Snapshots):
             return list(commits(txn))
 
     def verify(self) -> VerifyReport:
-        """Check the whole file: checksums, structure, order, and that online equals history's latest.
+        """Check the whole file: pages, checksums, structure, order, and that online equals history's latest.
+
+        The pages are checked first, without the engine, which would trust them: if any of them is damaged, the
+        report says so and nothing else is read.
 
         Returns
         -------
         VerifyReport
             ``ok``, and everything found; it does not raise on damage.
         """
-        from featuredb.verify import verify_database
+        from featuredb.verify import report_pages, verify_database
 
         self._check_open()
+        began = time.perf_counter()
+        faults = self._env.page_faults()
+        if faults:
+            return report_pages(faults, time.perf_counter() - began)
         with self._env.read() as txn:
             return verify_database(txn)
 

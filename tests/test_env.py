@@ -191,8 +191,14 @@ def other_lmdb(path: Path, items: tuple[tuple[bytes, bytes], ...] = (), version:
 
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("a,b\n1,ü\n" * 1000), "a text file"),
-    "binary": (lambda path: path.write_bytes(bytes(range(256)) * 100), "not a featuredb file; check the path, or if it was one, restore it from a backup$"),
-    "short": (lambda path: path.write_bytes(b"\x00\x01"), "not a featuredb file; check the path, or if it was one, restore it from a backup$"),
+    "binary": (
+        lambda path: path.write_bytes(bytes(range(256)) * 100),
+        "not a featuredb file; check the path, or if it was one, restore it from a backup$",
+    ),
+    "short": (
+        lambda path: path.write_bytes(b"\x00\x01"),
+        "not a featuredb file; check the path, or if it was one, restore it from a backup$",
+    ),
     "sqlite": (sqlite_file, "a SQLite database"),
     "parquet": (lambda path: path.write_bytes(b"PAR1" + bytes(5000) + b"PAR1"), "a Parquet file"),
     "duckdb": (lambda path: path.write_bytes(bytes(8) + b"DUCK" + bytes(5000)), "a DuckDB database"),

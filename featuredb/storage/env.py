@@ -31,6 +31,7 @@ from featuredb.errors import (
 )
 from featuredb.storage import datafile
 from featuredb.storage.handle import Env, closed_error
+from featuredb.storage.pages import file_faults, meta_pages, page_faults
 from featuredb.storage.txn import LMDB_KEY_BYTES_MAX, ReadTxn, WriteTxn
 from featuredb.storage.writelock import WriteLock
 
@@ -158,6 +159,12 @@ class Core:
             "map_bytes": info["map_size"],
             "readers": info["num_readers"],
         }
+
+    def page_faults(self, transaction: int) -> list[str] | None:
+        """What is wrong with the pages of a transaction that a reader holds; None if two commits came after it."""
+        fd = self.lock.fd
+        metas = [meta for meta in meta_pages(fd) if meta.transaction == transaction]
+        return page_faults(fd, metas[0]) if metas else None
 
     @contextlib.contextmanager
     def _translating(self) -> Iterator[None]:
@@ -331,7 +338,7 @@ def open_env(
             _create(path)
         core = _shared(path)
         if core is None:
-            datafile.check(path, _verify)
+            datafile.check(path, file_faults)
             core = _shared(path) or _open_core(path, readonly=readonly, durable=durable, map_bytes=map_bytes)
             _registry[core.key] = core
         elif core.readonly and not readonly:
@@ -423,15 +430,6 @@ def _open_engine(path: str, writable: bool, readonly: bool, durable: bool, map_b
             if error.code not in datafile.NOT_ALLOWED or len(ways) == 1:
                 raise datafile.file_error(path, error, "opened") from error
             del ways[0]
-
-
-def _verify(path: str) -> list[str]:
-    from lmdb import verify
-
-    try:
-        return list(verify.verify(path, subdir=False))
-    except verify.VerifyError as error:
-        return [str(error)]
 
 
 def _before_fork() -> None:

@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, TypeVar
 
 from featuredb import limits
-from featuredb.errors import ClosedError, FeatureDBError, FileError, ReadOnlyError
+from featuredb.errors import BusyError, ClosedError, FeatureDBError, FileError, ReadOnlyError
 from featuredb.storage import datafile
 from featuredb.storage.txn import ReadTxn, WriteTxn
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from featuredb.storage.env import Core
 
 T = TypeVar("T")
+
+# Two commits between the begin of a read and a look at the meta pages are rare.
+_LOOKS_MAX = 100
 
 
 class Env:
@@ -129,6 +132,22 @@ class Env:
         core = self._usable()
         with self.read():
             return core.space()
+
+    def page_faults(self) -> list[str]:
+        """What is wrong with the pages of the file, found without the engine; if anything, it is not safe to read.
+
+        Raises
+        ------
+        BusyError
+            Others commit faster than the file's first pages can be read.
+        """
+        core = self._usable()
+        for _ in range(_LOOKS_MAX):
+            with self.read() as txn:
+                faults = core.page_faults(txn.id())
+            if faults is not None:
+                return faults
+        raise BusyError(f"{self.path}: is written to too often to be verified; try again later")
 
     def close(self) -> None:
         """Release the handle; the last one waits for reads of other threads, then closes the file. Idempotent."""

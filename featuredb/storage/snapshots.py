@@ -342,5 +342,8 @@ class SnapshotEnv(Env):
     def space(self) -> dict[str, int]:
         return self.base.space()
 
+    def page_faults(self) -> list[str]:
+        return self.base.page_faults()
+
     def close(self) -> None:
         """Do nothing: the handle belongs to the database that the view was opened from."""

@@ -63,6 +63,11 @@ class WriteLock:
         """Whether a thread of this process holds the lock, or waits for another process to release it."""
         return self._lock.locked()
 
+    @property
+    def fd(self) -> int:
+        """The descriptor, for reading."""
+        return self._fd
+
     def file_bytes(self) -> int:
         """The data file's length now."""
         return os.fstat(self._fd).st_size

@@ -2,8 +2,8 @@
 
 Everything is read once, in one snapshot: records and checksums, order within and between segments, zone maps, the
 entity dictionary, the log, and the invariant of the store: the online value of every key is its latest row
-of history. What is found is collected, not raised. Not checked: LMDB's own pages (``lmdb.verify`` does), and
-whether values are those that were once ingested.
+of history. What is found is collected, not raised. The pages below must have been found in order (`storage.pages`).
+Not checked: whether values are those that were once ingested, and whether the newest commit is missing whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from featuredb.verify.serving import check_online, check_pending
 from featuredb.verify.snapshots import check_snapshots
 from featuredb.verify.strays import check_strays
 
-__all__ = ["Finding", "VerifyReport", "verify_database"]
+__all__ = ["Finding", "VerifyReport", "report_pages", "verify_database"]
 
 
 def verify_database(txn: ReadTxn) -> VerifyReport:
@@ -67,3 +67,23 @@ def verify_database(txn: ReadTxn) -> VerifyReport:
             with check.guarded():
                 check_strays(check)
     return check.report(time.perf_counter() - began)
+
+
+def report_pages(faults: list[str], seconds: float) -> VerifyReport:
+    """The report on a file whose pages are damaged, so that nothing else of it can be checked."""
+    problems = tuple(Finding(f"pages: {fault}") for fault in faults)
+    return VerifyReport(
+        ok=False,
+        problems=problems,
+        differences=(),
+        problem_count=len(problems),
+        difference_count=0,
+        tables=0,
+        segments=0,
+        rows=0,
+        chunks=0,
+        entity_keys=0,
+        online_keys=0,
+        commits=0,
+        seconds=seconds,
+    )
