@@ -96,8 +96,7 @@ def _lines(fd: int) -> Iterator[bytes]:
             return
         held += read
         *whole, held = held.split(b"\n")
-        for line in whole:
-            yield line
+        yield from whole
         deadline = time.monotonic() + HANG_SECONDS
 
 

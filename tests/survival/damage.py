@@ -148,7 +148,7 @@ def truncation(count: int, seed: int) -> Outcome:
 
 
 def bitflips(count: int, seed: int) -> Outcome:
-    """One bit, of `count` random bytes of a file with free pages, or with a `count` of 0 of every byte of a small one."""
+    """One bit each of `count` random bytes; with a `count` of 0, of every byte of a smaller file."""
     outcome = Outcome("bit flips, random" if count else "bit flips, every byte", seed)
     content, digests = _file(seed, STEPS if count else 6)
     rng = random.Random(seed)

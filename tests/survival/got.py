@@ -48,11 +48,10 @@ def redirect(addresses: Iterable[int], function: int) -> None:
     """Point slots at `function`; the pages of the table may have been made read-only by the loader."""
     libc = ctypes.CDLL(None, use_errno=True)
     for address in addresses:
+        # A slot does not cross pages.
         page = address & -mmap.PAGESIZE
-        if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(2 * mmap.PAGESIZE), _PROT_READ_WRITE):
-            # The slot may be on the last page that is mapped.
-            if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), _PROT_READ_WRITE):
-                raise OSError(ctypes.get_errno(), "mprotect")
+        if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), _PROT_READ_WRITE):
+            raise OSError(ctypes.get_errno(), "mprotect")
         ctypes.c_uint64.from_address(address).value = function
 
 

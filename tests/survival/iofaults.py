@@ -101,9 +101,7 @@ def _run(known: Expected, folder: Path, seed: int) -> dict[str, Any]:
     return {"verdicts": verdicts, "reopened": counts["reopened"]}
 
 
-def attempt(
-    runner: Runner, step: Step, known: Expected, number: int, saboteur: Saboteur, counts: Counter[str]
-) -> str:
+def attempt(runner: Runner, step: Step, known: Expected, number: int, saboteur: Saboteur, counts: Counter[str]) -> str:
     """Perform a step that may fail, and again until it does not; what came of it."""
     before = known.digests[number - 1] if number else None
     try:

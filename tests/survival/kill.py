@@ -100,5 +100,3 @@ def _start(plan: Plan, folder: Path, side: Path, point: Killer | None) -> int:
         runner.close()
 
     return children.start(work)
-
-

@@ -20,7 +20,9 @@ def run(count: int, seed: int, durability: str = "full") -> Outcome:
     with scratch() as folder:
         for state, known, verdict in _verdicts(count, seed, durability, folder):
             where = f"seed {known.plan.seed}, event {state.event}, state {state.number}, {state.mode}"
-            outcome.add(verdict, f"{where}, step {state.done}: {known.plan.steps[min(state.done, len(known.plan.steps) - 1)]}")
+            outcome.add(
+                verdict, f"{where}, step {state.done}: {known.plan.steps[min(state.done, len(known.plan.steps) - 1)]}"
+            )
     return outcome
 
 
@@ -34,7 +36,7 @@ def _verdicts(
         if len(found) > left:
             # Spread over the whole run.
             found = [found[number * len(found) // left] for number in range(left)]
-        for state, verdict in children.each(lambda state: check(state, known, folder), found):
+        for state, verdict in children.each(lambda state: check(state, known, folder), found):  # noqa: B023
             yield state, known, verdict
         left -= len(found)
         seed += 1

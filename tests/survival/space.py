@@ -60,7 +60,9 @@ def under_size_limit(known: Expected, folder: Path, seed: int) -> list[str]:
     def shrink() -> None:
         path = folder / NAME
         size = path.stat().st_size if path.exists() else 0
-        resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, 1) + rng.randrange(3) * 4096 - rng.randrange(2) * 512, hard))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (max(size, 1) + rng.randrange(3) * 4096 - rng.randrange(2) * 512, hard)
+        )
 
     return _steps(known, folder, shrink, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard)))
 
