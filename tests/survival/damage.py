@@ -24,6 +24,7 @@ from .states import Disk
 
 PAGE_BYTES = 4096
 STEPS = 20
+SMALL_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -148,18 +149,28 @@ def truncation(count: int, seed: int) -> Outcome:
 
 
 def bitflips(count: int, seed: int) -> Outcome:
-    """One bit each of `count` random bytes; with a `count` of 0, of every byte of a smaller file."""
-    outcome = Outcome("bit flips, random" if count else "bit flips, every byte", seed)
-    content, digests = _file(seed, STEPS if count else 6)
+    """One bit each of `count` random bytes of a file."""
+    content, digests = _file(seed, STEPS)
     rng = random.Random(seed)
-    places = [rng.randrange(len(content)) for _ in range(count)] if count else range(len(content))
+    places = [rng.randrange(len(content)) for _ in range(count)]
+    return _flip(Outcome("bit flips, random bytes", seed), content, digests, places)
+
+
+def every_byte(count: int, seed: int) -> Outcome:
+    """One bit of every byte of a smaller file, or of the first `count`."""
+    content, digests = _file(seed, SMALL_STEPS)
+    return _flip(Outcome("bit flips, every byte", seed), content, digests, range(count or len(content)))
+
+
+def _flip(outcome: Outcome, content: bytes, digests: list[str], places: Sequence[int]) -> Outcome:
+    rng = random.Random(outcome.seed)
     flips = [(place, rng.randrange(8)) for place in places]
 
     def make() -> Iterator[Damaged]:
         for place, bit in flips:
             damaged = bytearray(content)
             damaged[place] ^= 1 << bit
-            where = f"seed {seed}, byte {place % PAGE_BYTES} of page {place // PAGE_BYTES}, bit {bit}"
+            where = f"seed {outcome.seed}, byte {place % PAGE_BYTES} of page {place // PAGE_BYTES}, bit {bit}"
             yield Damaged(bytes(damaged), where, digests[-1], place < 2 * PAGE_BYTES, tuple(digests[:-1]))
 
     judge(outcome, make)

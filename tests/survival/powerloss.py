@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from . import children
@@ -17,29 +16,28 @@ STEPS = 25
 def run(count: int, seed: int, durability: str = "full") -> Outcome:
     """Examine `count` states, of as many workloads as that takes."""
     outcome = Outcome("power loss" if durability == "full" else "power loss, relaxed", seed)
+    left = count
     with scratch() as folder:
-        for state, known, verdict in _verdicts(count, seed, durability, folder):
-            where = f"seed {known.plan.seed}, event {state.event}, state {state.number}, {state.mode}"
-            outcome.add(
-                verdict, f"{where}, step {state.done}: {known.plan.steps[min(state.done, len(known.plan.steps) - 1)]}"
-            )
+        while left > 0:
+            known = expected(Plan.of(seed, STEPS, durability), record=True)
+            chosen = _spread(sum(1 for _ in states(known.events, seed)), left)
+            found = (state for state in states(known.events, seed) if state.number in chosen)
+            for state, verdict in children.each(lambda state: check(state, known, folder), found):  # noqa: B023
+                step = known.plan.steps[min(state.done, len(known.plan.steps) - 1)]
+                outcome.add(verdict, f"seed {seed}, state {state.number}: {state.mode}, in step {state.done} {step}")
+            left -= len(chosen)
+            seed += 1
     return outcome
 
 
-def _verdicts(
-    count: int, seed: int, durability: str, folder: Path
-) -> Iterator[tuple[State, Expected, str | children.Died]]:
-    left, per_event = count, 3.0 if count < 5000 else 12.0
-    while left > 0:
-        known = expected(Plan.of(seed, STEPS, durability), record=True)
-        found = list(states(known.events, per_event, seed))
-        if len(found) > left:
-            # Spread over the whole run.
-            found = [found[number * len(found) // left] for number in range(left)]
-        for state, verdict in children.each(lambda state: check(state, known, folder), found):  # noqa: B023
-            yield state, known, verdict
-        left -= len(found)
-        seed += 1
+def _spread(total: int, wanted: int) -> set[int]:
+    """Numbers of `wanted` states, or all, from the whole run."""
+    return set(range(total)) if wanted >= total else {number * total // wanted for number in range(wanted)}
+
+
+def run_relaxed(count: int, seed: int) -> Outcome:
+    """The same with ``durability="relaxed"``: the last commit that returned may be undone."""
+    return run(count, seed, "relaxed")
 
 
 def check(state: State, known: Expected, folder: Path) -> str:

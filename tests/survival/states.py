@@ -17,6 +17,7 @@ from .record import Event
 
 SECTOR_BYTES = 512
 PAGE_SECTORS = 8
+STATES_PER_EVENT = 12
 MODES = ("none", "all", "pages", "sectors", "but one", "only one", "in order")
 
 
@@ -156,8 +157,10 @@ class State:
             (folder / name).write_bytes(content)
 
 
-def states(events: Sequence[Event], per_event: float, seed: int) -> Iterator[State]:
-    """Power losses during each event: `per_event` of them on average, of random modes; distinct where they can be."""
+def states(events: Sequence[Event], seed: int) -> Iterator[State]:
+    """Power losses during each event, of random modes; those during one event are distinct, and the first is free of
+    whatever was not synced.
+    """
     disk, done, begun, number = Disk(), 0, 0, 0
     for at, event in enumerate(events):
         done += event.kind == "done"
@@ -166,8 +169,8 @@ def states(events: Sequence[Event], per_event: float, seed: int) -> Iterator[Sta
         if event.kind not in ("begin", "done"):
             rng = random.Random(seed * 1_000_003 + at)
             seen = set()
-            for _ in range(int(per_event) + (rng.random() < per_event % 1)):
-                mode = rng.choice(MODES)
+            for place in range(STATES_PER_EVENT):
+                mode = rng.choice(MODES) if place else "none"
                 files = disk.after_loss(mode, rng)
                 known = hash(tuple(sorted(files.items())))
                 if known not in seen:

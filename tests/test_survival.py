@@ -1,0 +1,66 @@
+"""Short runs of every profile of `survival`, by the command that also makes the long ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from survival.mutations import FAULTS, StorageFault
+from survival.results import table
+
+ROOT = Path(__file__).parent.parent
+# Verdicts that each profile must come to: one that never gets there shows nothing.
+NEEDED = {
+    "power loss": {"old", "new"},
+    "power loss, relaxed": {"old", "new"},
+    "kill -9": {"old", "new"},
+    "faults of I/O": {"failed"},
+    "full disk: limit on file size": {"failed, then succeeded"},
+    "full disk: small file system": set(),
+    "too little address space": {"FileError, then succeeded"},
+    "lying disk": {"detected", "harmless", "one commit back"},
+    "truncation": {"refused", "harmless"},
+    "bit flips, random bytes": {"detected", "harmless"},
+}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What a short run of all profiles found, by the name of each."""
+    results = tmp_path_factory.mktemp("survival") / "results.json"
+    profiles = ["powerloss", "relaxed", "kill", "iofaults", "space", "lying", "truncation", "bitflips"]
+    command = [sys.executable, "-m", "tests.survival", *profiles, "--results", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert results.exists(), done.stderr
+    found = json.loads(results.read_text(encoding="utf-8"))
+    assert table(found) in done.stdout, done.stderr
+    assert done.returncode == any(record["violations"] for record in found)
+    return {record["profile"]: record for record in found}
+
+
+def test_every_profile_was_run(records: dict[str, dict[str, Any]]) -> None:
+    assert records.keys() == NEEDED.keys()
+
+
+@pytest.mark.parametrize("profile", NEEDED)
+def test_a_profile_has_no_violations(records: dict[str, dict[str, Any]], profile: str) -> None:
+    record = records[profile]
+    assert record["first_violations"] == []
+    assert NEEDED[profile] <= record["verdicts"].keys()
+    assert record["cases"] or record["notes"]
+
+
+def test_results_of_the_long_run_are_whole() -> None:
+    for record in json.loads((ROOT / "tests/survival/results.json").read_text(encoding="utf-8")):
+        assert record["violations"] == record["verdicts"].get("violation", 0)
+        assert record["cases"] == sum(record["verdicts"].values()) > 0
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_seeded_fault_changes_just_one_place(fault: StorageFault) -> None:
+    assert (ROOT / fault.file).read_text(encoding="utf-8").count(fault.old) == 1
+    assert fault.old != fault.new
