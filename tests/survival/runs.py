@@ -17,9 +17,11 @@ import featuredb as fdb
 from . import calls, children
 from .digest import digest
 from .record import Event, Recorder
+from .states import Disk
 from .workload import Step, perform, small_limits, steps
 
 NAME = "main.fdb"
+EVENTS = "events"
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,29 @@ def expected(plan: Plan, *, record: bool) -> Expected:
         outcome = children.one(lambda: _run_all(plan, folder, record))
         if isinstance(outcome, children.Died):
             raise RuntimeError(f"the workload of seed {plan.seed} ended by {outcome}")
-        raw = msgpack.unpackb((folder / "events").read_bytes()) if record else []
-        return Expected(plan, *outcome, [Event(*event) for event in raw])
+        digests, backups = outcome
+        raw = msgpack.unpackb((folder / EVENTS).read_bytes()) if record else []
+        events = [Event(*event) for event in raw]
+        if record:
+            _check_recording(events, folder)
+        return Expected(plan, digests, backups, events)
+
+
+def _check_recording(events: list[Event], folder: Path) -> None:
+    """The events, replayed, give just the files that are there: no write was missed."""
+    disk = Disk()
+    for event in events:
+        disk.start(event)
+        disk.finish(event)
+    there = {path.name for path in folder.iterdir()} - {EVENTS, f"{NAME}-lock"}
+    replayed = disk.now()
+    wrong = [name for name in there | replayed.keys() if replayed.get(name) != _content(folder / name)]
+    if wrong:
+        raise RuntimeError(f"the recording is not what happened to {', '.join(sorted(wrong))}")
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _run_all(plan: Plan, folder: Path, record: bool) -> tuple[list[str], dict[str, str]]:
@@ -100,7 +123,7 @@ def _run_all(plan: Plan, folder: Path, record: bool) -> tuple[list[str], dict[st
     if record:
         calls.intercept(lambda call, go: go(None))
         raw = [[e.kind, e.file, e.offset, e.data, e.durable, e.name] for e in recorder.events]
-        (folder / "events").write_bytes(msgpack.packb(raw))
+        (folder / EVENTS).write_bytes(msgpack.packb(raw))
     return digests, backups
 
 
