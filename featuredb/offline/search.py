@@ -241,7 +241,7 @@ class Gatherer:
         out = np.zeros(self._rows_out, dtype=np.int64)
         for part, (reader, _, part_rows) in enumerate(self._parts):
             info = reader.info.columns[COMMIT]
-            if info.encoding == "constant":
+            if info.constant is not None:
                 out[part_rows] = info.constant
                 continue
             for chunk, positions, rows in self._by_chunk(part, info.chunk_rows):
