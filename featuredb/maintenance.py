@@ -18,6 +18,7 @@ from featuredb.storage.registry import Registry
 from featuredb.storage.segment import SegmentCache
 
 if TYPE_CHECKING:
+    from featuredb.offline.forget import ForgetReport
     from featuredb.verify import VerifyReport
 
 

@@ -64,7 +64,7 @@ class ForgetReport:
     rows_removed: dict[str, int]
     online_keys_removed: dict[str, int]
     commit_id: int
-    seconds: float
+    seconds: float = 0.0
 
 
 # --- what is meant ------------------------------------------------------------------------------
@@ -138,8 +138,10 @@ def tables_meant(registry: Registry, entities: Iterable[str], names: str | Seque
             problems.append(Problem(what))
         meant.append(table)
     if problems:
-        error = input_error(_SUBJECT, problems)
-        raise NotFoundError(str(error)) if missing else error
+        refusal = input_error(_SUBJECT, problems)
+        raise NotFoundError(str(refusal)) if missing else refusal
+    if not meant:
+        raise InputError("tables: none is named; leave it out for all that have the entities")
     return meant
 
 
@@ -219,13 +221,11 @@ def _spaces(txn: ReadTxn, registry: Registry, keys: GivenKeys, tables: list[Stor
 # --- the commit ---------------------------------------------------------------------------------
 
 
-def forget(
-    txn: WriteTxn, cache: SegmentCache, keys: GivenKeys, names: str | Sequence[str] | None, seconds: float
-) -> ForgetReport:
+def forget(txn: WriteTxn, cache: SegmentCache, keys: GivenKeys, names: str | Sequence[str] | None) -> ForgetReport:
     """Remove the keys from the tables `names` (None: all that have their entities), or raise what prevents it."""
     registry = read_registry(txn)
-    tables = tables_meant(registry, keys.columns, names)
-    spaces = _spaces(txn, registry, keys, tables, names is None)
+    tables = tables_meant(registry, keys.columns, names) if keys.columns else []
+    spaces = _spaces(txn, registry, keys, tables, names is None) if keys.columns else []
     if not spaces and keys.columns:
         known = ", ".join(sorted({f"({', '.join(entities)})" for entities in registry.spaces})) or "none yet"
         asked = ", ".join(map(repr, keys.columns))
@@ -245,7 +245,7 @@ def forget(
     else:
         last = last_commit(txn)
         commit = 0 if last is None else last.id
-    return ForgetReport(len(found), len(given) - len(found), rows, online, commit, seconds)
+    return ForgetReport(len(found), len(given) - len(found), rows, online, commit)
 
 
 def _views(txn: ReadTxn) -> list[tuple[str, SnapshotTxn]]:

@@ -112,13 +112,14 @@ class KeySpace:
 
     def forget(self, txn: WriteTxn, codes: NDArray[np.int32]) -> None:
         """Take the keys from `codes`: ascending, none of them without one."""
-        for block in np.unique(codes // KEYS_PER_BLOCK).tolist():
+        for part in np.split(codes, np.flatnonzero(np.diff(codes // KEYS_PER_BLOCK)) + 1):
+            block = int(part[0]) // KEYS_PER_BLOCK
             at = self._block_prefix + block.to_bytes(4, "big")
             stored = txn.get(at)
             if stored is None:
                 raise CorruptionError(f"{self._block_name(block)} is missing; restore the file from a backup")
             keys = _unpack_block(stored, self._block_name(block)).tolist()
-            for place in (codes[codes // KEYS_PER_BLOCK == block] % KEYS_PER_BLOCK).tolist():
+            for place in (part % KEYS_PER_BLOCK).tolist():
                 txn.delete(self._key_prefix + keys[place])
                 keys[place] = b""
             txn.put(at, _pack_block(Heap.of(keys)))

@@ -196,7 +196,7 @@ def delete_online(txn: WriteTxn, table_id: int) -> int:
 def drop_saved(txn: WriteTxn, table_id: int, keys: Sequence[bytes]) -> NDArray[np.bool_]:
     """Delete what was saved of a table's online keys for any snapshot; which of `keys` had something.
 
-    Of a key that is nowhere any more, and that no snapshot shows a row of, all that can be saved is that there was none.
+    Of a key that no snapshot shows a row of, all that can be saved is that there was none. It may go with the key.
     """
     dropped = np.zeros(len(keys), dtype=np.bool_)
     for snapshot in snapshots(txn):
