@@ -21,7 +21,7 @@ from featuredb.errors import InputError, NotFoundError, Problem, input_error
 from featuredb.frames import open_table
 from featuredb.frames.arrays import to_pylist
 from featuredb.frames.outcome import short
-from featuredb.limits import KEY_BYTES_MAX, KEYS_PER_BLOCK, NS_ONLINE
+from featuredb.limits import KEY_BYTES_MAX, NS_ONLINE
 from featuredb.offline.merge import live_dtypes, read_rows
 from featuredb.online.keys import key_columns
 from featuredb.schema import DTYPES, DType
@@ -191,16 +191,18 @@ def _matched(
     else:
         wanted = set(keys.encoded(names))
         found = []
-        for number, block in enumerate(space.blocks(txn)):
+        first = 0
+        for block in space.blocks(txn):
             whole = np.flatnonzero(np.diff(block.offsets))
             columns = dict(zip(entities, decode_keys(block.take(whole), dtypes), strict=True))
             parts = encode_keys([columns[name] for name in names]).tolist()
             raw = block.tolist()
             found += [
-                (number * KEYS_PER_BLOCK + place, raw[place], part)
+                (first + place, raw[place], part)
                 for place, part in zip(whole.tolist(), parts, strict=True)
                 if part in wanted
             ]
+            first += len(block)
     codes = np.array([code for code, _, _ in found], dtype=np.int32)
     return _Space(space, [], codes, [key for _, key, _ in found], [given for _, _, given in found])
 
