@@ -158,7 +158,9 @@ def test_threads_read_on_while_the_file_is_replaced(path: Path) -> None:
                 while not done.is_set():
                     rounds(db)
                     check_join(db)
-                    assert reader.get_many(KEYS).columns["round"].tolist() == [reader.get(1)["round"]] * len(KEYS)
+                    before = reader.get(1)["round"]
+                    (many,) = set(reader.get_many(KEYS).columns["round"].tolist())
+                    assert before <= many <= reader.get(1)["round"]
             except BaseException as error:
                 failures.append(error)
 
