@@ -25,9 +25,10 @@ def _table(entries: int) -> NDArray[np.int32]:
 
 
 def _words(keys: Heap, width: int) -> NDArray[np.uint64]:
-    """Keys of `width` <= 8 bytes each as 64-bit words."""
+    """Keys of `width` <= 8 bytes each as 64-bit words; zero where there is no key."""
     padded = np.zeros((len(keys), 8), dtype=np.uint8)
-    padded[:, :width] = keys.data.reshape(-1, width)
+    whole = slice(None) if len(keys.data) == width * len(keys) else np.diff(keys.offsets) > 0
+    padded[whole, :width] = keys.data.reshape(-1, width)
     return padded.view("<u8").reshape(-1)
 
 
@@ -54,20 +55,24 @@ def factorize(keys: Heap, dtypes: tuple[DType, ...]) -> tuple[NDArray[np.int32],
 class KeyDictionary:
     """The keys of a key space in memory, read once and extended as the space grows.
 
-    Codes are never reused and keys never change, so one dictionary serves every transaction: a code
-    that an older transaction does not know yet occurs in none of its segments. Memory: the key bytes
-    and about 20 bytes for each key.
+    Codes are never given again, so one dictionary serves every transaction in which the same keys have been
+    forgotten: a code that an older transaction does not know yet occurs in none of its segments. For a transaction
+    of another generation, older or newer, it is read anew. Memory: the key bytes and about 20 bytes for each key.
     """
 
     def __init__(self, space_id: int, dtypes: tuple[DType, ...]) -> None:
         self._space = KeySpace(space_id)
         self._width = word_width(dtypes)
         self._lock = threading.Lock()
+        self._generation = 0
         self._keys = Heap.of([])
         self._words = np.zeros(0, dtype=np.uint64)
         self._slots = _table(0)
 
     def _extend(self, txn: ReadTxn) -> None:
+        generation = self._space.generation(txn)
+        if generation != self._generation:
+            self._generation, self._keys, self._slots = generation, Heap.of([]), _table(0)
         known = len(self._keys)
         if self._space.count(txn) <= known:
             return
@@ -82,10 +87,16 @@ class KeyDictionary:
             slots = slots.copy()  # other threads may be searching the old one
         if self._width:
             self._words = _words(keys, self._width)
-            kernels.insert_words(self._words, first, slots)
+            self._insert_words(keys, first, slots)
         else:
             kernels.insert_bytes(frozen(keys.offsets), frozen(keys.data), first, slots)
         self._keys, self._slots = keys, slots
+
+    def _insert_words(self, keys: Heap, first: int, slots: NDArray[np.int32]) -> None:
+        """Enter the words from `first` on, save those of forgotten keys: each word may be a key's."""
+        gaps = first + np.flatnonzero(np.diff(keys.offsets[first:]) == 0)
+        for start, stop in zip([first, *(gaps + 1).tolist()], [*gaps.tolist(), len(keys)], strict=True):
+            kernels.insert_words(self._words[:stop], start, slots)
 
     def lookup(self, txn: ReadTxn, keys: Heap) -> NDArray[np.int32]:
         """The code of each key, -1 where unknown."""

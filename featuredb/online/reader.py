@@ -238,25 +238,28 @@ class OnlineReader:
     env : Env
         The file.
     resolve : callable
-        From a transaction to the query, by the definitions of that commit.
+        From a transaction to the version of the definitions in it, and the query by them.
     definitions_version : callable
         From a transaction to a number that changes with the definitions; cheap.
     """
 
     def __init__(
-        self, env: Env, resolve: Callable[[ReadTxn], OnlineQuery], definitions_version: Callable[[ReadTxn], object]
+        self,
+        env: Env,
+        resolve: Callable[[ReadTxn], tuple[object, OnlineQuery]],
+        definitions_version: Callable[[ReadTxn], object],
     ) -> None:
         self._env = env
         self._resolve = resolve
         self._definitions_version = definitions_version
         with env.read() as txn:
-            self._prepared = (definitions_version(txn), resolve(txn))
+            self._prepared = resolve(txn)
 
     def _query(self, txn: ReadTxn) -> OnlineQuery:
         version, query = self._prepared
         current = self._definitions_version(txn)
         if version != current:
-            query = self._resolve(txn)
+            current, query = self._resolve(txn)
             self._prepared = (current, query)
         return query
 

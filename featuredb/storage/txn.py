@@ -56,6 +56,15 @@ class ReadTxn:
             if core.handles == 0:
                 core.close_if_idle()
 
+    def follow(self) -> None:
+        """Begin anew in the file that is at the path now, if that is another. Nothing may have been read yet."""
+        core = self._core
+        txn, self._txn = self._txn, None
+        txn.abort()
+        core.active.discard(self)
+        core.follow(patient=False)
+        self.__enter__()
+
     def id(self) -> int:
         """Number of the snapshot; it grows with every commit, of any process."""
         try:
@@ -149,6 +158,9 @@ class WriteTxn(ReadTxn):
         if self._full is not None and kind is None:
             # The caller's function swallowed the error.
             raise self._full
+
+    def follow(self) -> None:
+        """Do nothing: whoever took the write lock has seen to it."""
 
     def put(self, key: Bytes, value: Bytes) -> None:
         """Set `key` to `value`."""
