@@ -288,8 +288,11 @@ with fdb.open(sys.argv[1], read_only=sys.argv[2] == "reads") as db:
                 print("holding", flush=True)
                 sys.stdin.readline()
                 print(rounds(db)[0][0], flush=True)
-        else:
+            continue
+        try:
             print(uses[name](), flush=True)
+        except fdb.NotFoundError as error:
+            print(error, flush=True)
 """
 
 
@@ -351,6 +354,19 @@ def test_a_process_that_reads_goes_over_with_its_next_call(path: Path, other: Ca
         load(db, 2)
         assert reading.ask("get") == "2"
         assert not reading_old(path, reading.process)
+
+
+def test_a_view_in_another_process_learns_that_its_snapshot_was_dropped(
+    path: Path, other: Callable[..., Other]
+) -> None:
+    with fdb.open(path) as db:
+        db.snapshot("held")
+        reading = other()
+        db.compact()
+        assert reading.ask("view") == "0"
+        db.compact()
+        db.drop_snapshot("held")
+        assert "snapshot 'held' was dropped" in reading.ask("view")
 
 
 def reading_old(path: Path, process: subprocess.Popen[str]) -> bool:

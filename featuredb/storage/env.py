@@ -163,7 +163,7 @@ class Core:
         with self._translating():
             self.engine.sync(True)
 
-    def write_clean(self, path: str, batches: Iterable[list[tuple[Bytes, Bytes]]]) -> int:
+    def write_clean(self, path: str, batches: Iterable[Iterable[tuple[Bytes, Bytes]]]) -> int:
         """Write entries, in the order of their keys, to a new file; the number of its last transaction.
 
         Every page of it is new, so that it has no byte of any other entry. A read must be active, to hold the map.

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from featuredb.errors import FeatureDBError, FileError
@@ -28,17 +29,21 @@ _BATCH_BYTES = 1 << 26
 _BATCH_ENTRIES = 1 << 16
 
 
-def _batches(txn: ReadTxn) -> Iterator[list[tuple[Bytes, Bytes]]]:
-    batch: list[tuple[Bytes, Bytes]] = []
+def _batches(txn: ReadTxn) -> Iterator[Iterator[tuple[Bytes, Bytes]]]:
+    """All entries, in parts that must be read to their ends one after the other."""
+    entries = txn.scan(b"")
+    for first in entries:
+        yield _part(chain((first,), entries))
+
+
+def _part(entries: Iterator[tuple[Bytes, Bytes]]) -> Iterator[tuple[Bytes, Bytes]]:
+    # Not as a list: the garbage collector would walk it again and again, 4.7 s of 4.9 s for 400 thousand entries.
     nbytes = 0
-    for key, value in txn.scan(b""):
-        batch.append((key, value))
+    for key, value in islice(entries, _BATCH_ENTRIES):
+        yield key, value
         nbytes += len(value)
-        if nbytes >= _BATCH_BYTES or len(batch) >= _BATCH_ENTRIES:
-            yield batch
-            batch, nbytes = [], 0
-    if batch:
-        yield batch
+        if nbytes >= _BATCH_BYTES:
+            return
 
 
 def write_copy(env: Env, path: str) -> None:
