@@ -56,7 +56,8 @@ rngs = st.randoms(use_true_random=True)
 # A row: places in the pools of both keys, event, created, and a number that stands for the values.
 raw_rows = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 2), moments, st.integers(0, 3).map(BASE.__add__), st.integers(0, 30)),
-    max_size=6,
+    min_size=1,
+    max_size=8,
 )
 destinations = st.sampled_from(["both", "both", "offline", "online"])
 kinds = st.sampled_from(CONTAINERS[1:])  # a list of no dicts has no columns
@@ -80,8 +81,9 @@ class Machine(RuleBasedStateMachine):
         self.files += 1
         return Path(self.folder.name) / f"{self.files}.{suffix}"
 
-    @initialize(tiny=st.booleans(), batch_rows=st.sampled_from([2, 1000]))
-    def start(self, tiny: bool, batch_rows: int) -> None:
+    @initialize(tiny=st.booleans(), batch_rows=st.sampled_from([2, 1000]), raw=raw_rows)
+    def start(self, tiny: bool, batch_rows: int, raw: list[Any]) -> None:
+        """Every table has some rows, and then more."""
         if tiny:
             tiny_limits(self.patch)
             self.patch.setattr("featuredb.storage.snapshots._BATCH_ROWS", 2)
@@ -90,6 +92,8 @@ class Machine(RuleBasedStateMachine):
         self.db.apply([kept.definition for kept in self.tables.values()])
         for kept in self.tables.values():
             kept.redefine(kept.definition)
+        for name in TABLES:
+            self.put(name, self.rows_of(name, raw, created=True), created=True)
 
     @contextmanager
     def one_commit_if_changed(self) -> Iterator[None]:
@@ -120,48 +124,86 @@ class Machine(RuleBasedStateMachine):
 
     # --- ingest -----------------------------------------------------------------------------------
 
-    @rule(
-        name=names, raw=raw_rows, created=st.booleans(), to=destinations, kind=kinds, parted=st.integers(0, 3),
-        bad=st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["key", "event"])), max_size=2), skip=st.booleans(),
-        twice=st.booleans(),
-    )  # fmt: skip
-    def ingest(
-        self, name: str, raw: list[Any], created: bool, to: str, kind: str, parted: int, bad: list[Any], skip: bool,
-        twice: bool,
-    ) -> None:  # fmt: skip
-        """Rows late or new, some that repeat or replace others, some partial, some that cannot be stored."""
+    def put(
+        self, name: str, rows: list[oracle.Row], *, created: bool, kind: str = "arrow", lacking: int = 0, **options: Any
+    ) -> None:
+        """Ingest rows that can be stored, without the first features if they are to be lacking; then once more."""
         kept = self.tables[name]
-        table = kept.definition
-        created = created or table.batch_source is not None  # the source names the column
-        lacking = list(table.feature_names)[: min(parted, len(table.features) - 1)]
-        rows = self.rows_of(name, raw, created)
-        faulty = list(rows)
-        wrong: set[int] = set()
-        for place, what in bad if rows else ():
-            place = place % (len(faulty) + 1)
-            copied = (
-                replace(rows[0], key=(None,) * len(table.entities)) if what == "key" else replace(rows[0], event=None)
-            )
-            faulty.insert(place, copied)
-            wrong = {one + (one >= place) for one in wrong} | {place}
-        data, arrived = data_of(table, faulty, created=created, kind=kind, lacking=lacking)
-        options: dict[str, Any] = {"to": to, "partial": bool(lacking), "on_error": "skip" if skip else "raise"}
-        if to == "online" and not table.online:
+        missing = list(kept.definition.feature_names)[: min(lacking, len(kept.definition.features) - 1)]
+        options["partial"] = bool(missing)
+        data, arrived = data_of(kept.definition, rows, created=created, kind=kind, lacking=missing)
+        if options.get("to") == "online" and not kept.definition.online:
             with self.refused("not kept online"):
-                self.db.ingest(name, data, **options)
-            return
-        if wrong and not skip:
-            with self.refused("null"):
                 self.db.ingest(name, data, **options)
             return
         with self.one_commit_if_changed():
             report = self.db.ingest(name, data, **options)
-            assert {one.row for one in report.rejections} == wrong
-            assert report.features_filled == tuple(lacking)
-            self.take(kept, report, [row for place, row in enumerate(arrived) if place not in wrong], to)
-        if twice:
-            with self.one_commit_if_changed():
-                assert not self.db.ingest(name, data, **options).committed
+            assert report.features_filled == tuple(missing)
+            self.take(kept, report, arrived, options.get("to", "both"))
+        with self.one_commit_if_changed():
+            assert not self.db.ingest(name, data, **options).committed
+
+    @rule(name=names, raw=raw_rows, created=st.booleans(), to=destinations, kind=kinds)
+    def ingest(self, name: str, raw: list[Any], created: bool, to: str, kind: str) -> None:
+        """Rows late or new, some that repeat or replace others."""
+        created = created or self.tables[name].definition.batch_source is not None  # which names the column
+        self.put(name, self.rows_of(name, raw, created), created=created, kind=kind, to=to)
+
+    @rule(name=names, raw=raw_rows, to=destinations, lacking=st.integers(1, 2))
+    def ingest_partial_rows(self, name: str, raw: list[Any], to: str, lacking: int) -> None:
+        self.put(name, self.rows_of(name, raw, True), created=True, lacking=lacking, to=to)
+
+    @rule(
+        name=names,
+        places=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+        number=st.integers(0, 30),
+        to=destinations,
+    )
+    def replace_rows(self, name: str, places: list[int], number: int, to: str) -> None:
+        """Stored rows with other values; all of them have a created timestamp, or none."""
+        kept = self.tables[name]
+        for created in (True, False) if kept.definition.batch_source is None else (True,):
+            stored = [row for row in kept.rows.history if (row.created is not None) == created]
+            if stored:
+                chosen = [stored[place % len(stored)] for place in places]
+                rows = [replace(row, values=some_values(kept.definition, number)) for row in chosen]
+                self.put(name, rows, created=created, to=to)
+
+    @rule(
+        name=names,
+        raw=raw_rows,
+        bad=st.lists(
+            st.tuples(st.integers(0, 8), st.sampled_from(["key", "event", "created"])), min_size=1, max_size=2
+        ),
+        skip=st.booleans(),
+        to=destinations,
+    )
+    def ingest_with_bad_rows(self, name: str, raw: list[Any], bad: list[Any], skip: bool, to: str) -> None:
+        """Null keys and timestamps: all of the call is refused, or these rows are left out and kept as rejected."""
+        kept = self.tables[name]
+        if to == "online" and not kept.definition.online:
+            return
+        rows = self.rows_of(name, raw, created=True)
+        wrong = {place % len(rows): what for place, what in bad}
+        spoilt: dict[str, dict[str, Any]] = {
+            "key": {"key": (None,) * len(kept.definition.entities)},
+            "event": {"event": None},
+            "created": {"created": None},
+        }
+        faulty = [replace(row, **spoilt[wrong[place]]) if place in wrong else row for place, row in enumerate(rows)]
+        data, _ = data_of(kept.definition, faulty, created=True, kind="arrow")
+        if not skip:
+            with self.refused(
+                "null", *{f"row {place}" for place in wrong if list(wrong.values()).count(wrong[place]) == 1}
+            ):
+                self.db.ingest(name, data, to=to)
+            return
+        with self.one_commit_if_changed():
+            report = self.db.ingest(name, data, to=to, on_error="skip")
+            assert {one.row for one in report.rejections} == set(wrong)
+            self.take(kept, report, [row for place, row in enumerate(rows) if place not in wrong], to)
+        with self.one_commit_if_changed():
+            assert not self.db.ingest(name, data, to=to, on_error="skip").committed
 
     def take(self, kept: Kept, report: Any, rows: list[oracle.Row], to: str) -> None:
         """What an ingest should have done, in the model."""
@@ -234,43 +276,36 @@ class Machine(RuleBasedStateMachine):
             self.db.apply(after)
             self.tables[name].redefine(after)
 
-    @rule(name=names, first=st.booleans())
-    def add_a_feature(self, name: str, first: bool) -> None:
-        self.features += 1
-        added = fdb.Feature(f"{name}_{self.features}", ADDED[self.features % len(ADDED)])
-        features = list(self.tables[name].definition.features)
-        self.apply(name, features=[added, *features] if first else [*features, added])
-
-    @rule(name=names, place=st.integers(0, 5), max_age=st.integers(0, 4))
-    def remove_a_feature(self, name: str, place: int, max_age: int) -> None:
-        """And change the max age in the same call."""
-        features = list(self.tables[name].definition.features)
-        if len(features) < 2:
-            return
-        removed = features.pop(place % len(features))
-        self.apply(name, features=features, max_age=timedelta(microseconds=max_age) if max_age else None)
-        with self.refused(removed.name, "reserved"):
-            self.db.apply(replace(self.tables[name].definition, features=[*features, removed]))
-
-    @rule(name=names, max_age=st.integers(0, 4))
-    def change_the_max_age(self, name: str, max_age: int) -> None:
-        self.apply(name, max_age=timedelta(microseconds=max_age) if max_age else None)
-
-    @rule(name=names)
-    def switch_online(self, name: str) -> None:
-        self.apply(name, online=not self.tables[name].definition.online)
-
-    @rule(name=names, sourced=st.booleans(), label=st.sampled_from("ab"))
-    def change_source_and_labels(self, name: str, sourced: bool, label: str) -> None:
-        source = None
-        if sourced:
-            first = self.tables[name].definition.entities[0]
-            path = str(self.new_path("parquet"))
-            source = fdb.FileSource(path, "at", created_timestamp_column="made", field_mapping={f"its_{first}": first})
-        self.apply(name, batch_source=source, labels={"team": label}, description=f"of team {label}")
+    @rule(
+        name=names,
+        change=st.sampled_from(["add", "add", "remove", "max age", "online", "source"]),
+        number=st.integers(0, 4),
+    )
+    def redefine(self, name: str, change: str, number: int) -> None:
+        table = self.tables[name].definition
+        features = list(table.features)
+        max_age = timedelta(microseconds=number) if number else None
+        if change == "add":
+            self.features += 1
+            features.insert(number, fdb.Feature(f"{name}_{self.features}", ADDED[self.features % len(ADDED)]))
+            self.apply(name, features=features)
+        elif change == "remove" and len(features) > 1:
+            removed = features.pop(number % len(features))
+            self.apply(name, features=features, max_age=max_age)
+            with self.refused(removed.name, "reserved"):
+                self.db.apply(replace(self.tables[name].definition, features=[*features, removed]))
+        elif change == "max age":
+            self.apply(name, max_age=max_age)
+        elif change == "online":
+            self.apply(name, online=not table.online)
+        elif change == "source":
+            first = table.entities[0]
+            mapping = {f"its_{first}": first}
+            source = fdb.FileSource(self.new_path("parquet"), "at", "made", mapping) if number else None
+            self.apply(name, batch_source=source, labels={"team": str(number)}, description=f"of team {number}")
 
     @rule(name=names)
-    def change_what_cannot_be(self, name: str) -> None:
+    def change_what_cannot_be_changed(self, name: str) -> None:
         table = self.tables[name].definition
         first = table.features[0]
         with self.refused(first.name, "dtype"):
@@ -323,16 +358,19 @@ class Machine(RuleBasedStateMachine):
 
     # --- reads ------------------------------------------------------------------------------------
 
-    @rule(rng=rngs)
-    def join(self, rng: random.Random) -> None:
+    @rule(
+        rng=rngs,
+        chosen=st.sampled_from([["clicks"], ["visits"], ["likes", "clicks"]]),
+        span=spans,
+        latest=st.booleans(),
+        now=st.integers(-1, 14),
+        kind=kinds,
+    )
+    def read(
+        self, rng: random.Random, chosen: list[str], span: tuple[Any, Any], latest: bool, now: int, kind: str
+    ) -> None:
         assert_joins(self.db, self.tables, rng)
-
-    @rule(chosen=st.sampled_from([["clicks"], ["visits"], ["likes", "clicks"]]), span=spans, latest=st.booleans())
-    def read_stored_rows(self, chosen: list[str], span: tuple[Any, Any], latest: bool) -> None:
         assert_stored(self.db, self.tables, chosen, span, latest)
-
-    @rule(now=st.integers(-1, 14), kind=kinds)
-    def read_online(self, now: int, kind: str) -> None:
         assert_online(self.db, self.tables, BASE + now, kind)
 
     @precondition(lambda self: self.snapshots)
@@ -360,4 +398,4 @@ class Machine(RuleBasedStateMachine):
 
 
 class TestMachine(Machine.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(max_examples=settings.default.max_examples // 3, stateful_step_count=30)
+    settings = settings(max_examples=settings.default.max_examples // 3, stateful_step_count=40)
