@@ -382,8 +382,7 @@ def cases(
     created: bool | None = None,
     wide: bool = False,
 ) -> Case:
-    """Tables with history and entity rows to join with it; if `wide`, some have every dtype in keys and features."""
-    wide = wide and draw(st.sampled_from([False, False, True]))
+    """Tables with history and entity rows to join with it; if `wide`, the first has all dtypes as keys and features."""
     names = [f"e{place}" for place in range(len(KEY_DTYPES) if wide else draw(st.integers(1, 3)))]
     entities = {
         name: dtype if wide else draw(st.sampled_from(KEY_DTYPES))

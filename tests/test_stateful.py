@@ -42,6 +42,7 @@ from model import (
 from strategies import CONTAINERS, small_batches, tiny_limits, to_datetime, to_us
 
 import featuredb as fdb
+from featuredb.limits import DEAD_SHARE_MAX
 
 CAN_FORGET = hasattr(fdb.Database, "forget")
 SNAPSHOTS_MAX = 3
@@ -81,13 +82,19 @@ class Machine(RuleBasedStateMachine):
         self.files += 1
         return Path(self.folder.name) / f"{self.files}.{suffix}"
 
-    @initialize(tiny=st.booleans(), batch_rows=st.sampled_from([2, 1000]), raw=raw_rows)
-    def start(self, tiny: bool, batch_rows: int, raw: list[Any]) -> None:
+    @initialize(
+        tiny=st.booleans(),
+        batch_rows=st.sampled_from([2, 1000]),
+        dead_share=st.sampled_from([1.0, DEAD_SHARE_MAX]),
+        raw=raw_rows,
+    )
+    def start(self, tiny: bool, batch_rows: int, dead_share: float, raw: list[Any]) -> None:
         """Every table has some rows, and then more."""
         if tiny:
             tiny_limits(self.patch)
             self.patch.setattr("featuredb.storage.snapshots._BATCH_ROWS", 2)
         small_batches(self.patch, batch_rows)
+        self.patch.setattr("featuredb.offline.merge.DEAD_SHARE_MAX", dead_share)
         self.db.apply([fdb.Entity(name, dtype) for name, dtype in ENTITIES.items()])
         self.db.apply([kept.definition for kept in self.tables.values()])
         for kept in self.tables.values():
