@@ -210,6 +210,13 @@ def test_both_ends_of_the_max_age_are_included(db: fdb.Database) -> None:
     assert ask(db, "JFK", T0 + 3 * HOUR + tick) == [None, None]
 
 
+def test_without_a_row_at_or_before_the_time_all_features_are_null(db: fdb.Database) -> None:
+    define(db)
+    observe(db, ("JFK", T0, 1.0, "clear"))
+    assert ask(db, "LGA", T0) == [None, None]
+    assert ask(db, "JFK", T0 - HOUR) == [None, None]
+
+
 def test_without_a_max_age_no_row_is_too_old(db: fdb.Database) -> None:
     define(db)
     observe(db, ("JFK", datetime(1, 1, 1), 1.0, "clear"))

@@ -2,7 +2,7 @@
 
 After each call that writes, the log has one commit more if the model has changed, and none if it has not.
 
-``FEATUREDB_PROFILE=long FEATUREDB_EXAMPLES=2000 python -m pytest tests/test_stateful.py`` is the long run.
+``FEATUREDB_PROFILE=long FEATUREDB_EXAMPLES=6000 python -m pytest tests/test_stateful.py`` is the long run.
 """
 
 from __future__ import annotations
