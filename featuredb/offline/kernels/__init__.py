@@ -7,7 +7,7 @@ type-checked: annotations would only repeat what the callers' arrays are.
 
 from __future__ import annotations
 
-from featuredb.offline.kernels.gathering import gather, gather_bytes
+from featuredb.offline.kernels.gathering import gather, gather_bytes, gather_decimals, mark_chunks
 from featuredb.offline.kernels.hashing import (
     factorize_bytes,
     factorize_words,
@@ -16,12 +16,17 @@ from featuredb.offline.kernels.hashing import (
     insert_bytes,
     insert_words,
 )
-from featuredb.offline.kernels.searching import asof, find_before, find_rows
-from featuredb.offline.kernels.sorting import counting_sort, sort_runs
+from featuredb.offline.kernels.searching import asof, block_minima, find_before, find_rows, mark_slices
+from featuredb.offline.kernels.sorting import count_codes, counting_sort, counts_to_starts, place_by_code, sort_runs
+from featuredb.offline.kernels.words import CELLS
 
 __all__ = [
+    "CELLS",
     "asof",
+    "block_minima",
+    "count_codes",
     "counting_sort",
+    "counts_to_starts",
     "factorize_bytes",
     "factorize_words",
     "find_before",
@@ -30,7 +35,11 @@ __all__ = [
     "find_words",
     "gather",
     "gather_bytes",
+    "gather_decimals",
     "insert_bytes",
     "insert_words",
+    "mark_chunks",
+    "mark_slices",
+    "place_by_code",
     "sort_runs",
 ]
