@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from featuredb.errors import CorruptionError
 from featuredb.offline import kernels
+from featuredb.offline.kernels.words import SHIFT, TABLE
+from featuredb.offline.kernels.words import VALID as VALID_TABLE
 from featuredb.storage.segment import (
     CODES,
     COMMIT,
@@ -32,7 +34,8 @@ from featuredb.threads import over_items
 
 # The columns of a segment that are searched, in the order that the kernels number them.
 _SEARCHED = (CODES, STARTS, EVENT, CREATED, COMMIT)
-_ALL_BITS = (1 << 64) - 1
+# A chunk of more rows than any segment has.
+_ONE_CHUNK = 62
 # What columns without chunks are read from.
 _ZERO = np.zeros(1, dtype=np.uint64)
 _NO_TIMES = np.zeros(0, dtype=np.int64)
@@ -40,7 +43,7 @@ _NO_TIMES = np.zeros(0, dtype=np.int64)
 
 @dataclass(slots=True)
 class Located:
-    """A column of a segment: its record of `kernels.CELLS`, and where its chunks are.
+    """A column of a segment: its seven integers (`kernels.words`), and where its chunks are.
 
     ``addresses`` are those of the chunks' values and then, if any row is null, of their validity bits (0 for a chunk
     without nulls). ``trusted`` tells of which chunks the checksums are checked. ``owned`` are copies of small chunks,
@@ -57,11 +60,11 @@ class Located:
     @property
     def shift(self) -> int:
         """A chunk has ``1 << shift`` rows."""
-        return int(self.cells["shift"][0])
+        return int(self.cells[0, SHIFT])
 
     @property
     def has_nulls(self) -> bool:
-        return bool(self.cells["valid"][0] >= 0)
+        return bool(self.cells[0, VALID_TABLE] >= 0)
 
 
 @dataclass(slots=True)
@@ -88,7 +91,7 @@ def locate(reader: SegmentReader, column_id: int) -> Located:
     held = reader.views.get(key)
     if held is None:
         held = reader.views[key] = _locate(reader, reader.info.columns[column_id])
-    return held  # type: ignore[no-any-return]
+    return held
 
 
 def _locate(reader: SegmentReader, column: ColumnInfo) -> Located:
@@ -109,8 +112,7 @@ def _locate(reader: SegmentReader, column: ColumnInfo) -> Located:
             _address(reader, column, chunk, VALID, 1, owned) if (chunk, VALID) in column.chunks else 0
             for chunk in range(chunks)
         ]
-    cells = np.zeros(1, dtype=kernels.CELLS)
-    cells[0] = (0, len(words) if valid else -1, shift, width, _ALL_BITS >> (64 - width) if width else 0, base)
+    cells = np.array([[0, len(words) if valid else -1, shift, *_how(width, base)]], dtype=np.int64)
     sizes = np.zeros(len(words), dtype=np.int64)
     trusted = np.ones(len(words), dtype=np.bool_)
     for (chunk, part), (size, _) in column.chunks.items():
@@ -118,6 +120,11 @@ def _locate(reader: SegmentReader, column: ColumnInfo) -> Located:
         trusted[chunk] &= part not in (DATA, VALID) or reader.is_checked(column.id, chunk, part)
     addresses = np.array(words + valid, dtype=np.uint64)
     return Located(column, frozen(cells), frozen(addresses), trusted, sizes, owned)
+
+
+def _how(width: int, base: int) -> tuple[int, int, int, int]:
+    """Width, mask, base and alignment as kernels take them. Masks of 64 bits are -1."""
+    return width, -1 if width == 64 else (1 << width) - 1, base, -8 if width in (8, 16, 32, 64) else -1
 
 
 def _packing(reader: SegmentReader, column: ColumnInfo) -> tuple[int, int]:
@@ -184,22 +191,18 @@ def searchable(reader: SegmentReader, knows: bool, commit_times: NDArray[np.int6
     held = reader.views.get(key)
     if held is None:
         held = reader.views[key] = _searchable(reader, knows, commit_times, threads)
-    return held  # type: ignore[no-any-return]
+    return held
 
 
 def _searchable(reader: SegmentReader, knows: bool, commit_times: NDArray[np.int64], threads: int | None) -> Searchable:
     columns = tuple(locate(reader, column_id) for column_id in _SEARCHED)
-    cells = np.zeros(len(columns) + 1, dtype=kernels.CELLS)
-    addresses: list[NDArray[np.uint64]] = []
-    for place, located in enumerate(columns):
-        cells[place] = located.cells[0]
-        cells[place]["table"] = sum(map(len, addresses))
-        addresses.append(located.addresses)
-    codes, starts, _, created, commit = columns
     # Which rows are dead is a column of bits in memory.
     dead = _dead_words(reader)
-    cells[len(columns)] = (sum(map(len, addresses)), -1, 62, 1 if len(dead) > 1 else 0, len(dead) > 1, 0)
-    addresses.append(np.array([address_of(dead.data)], dtype=np.uint64))
+    bits = (0, -1, _ONE_CHUNK, *_how(len(dead) > 1, 0))
+    cells = np.concatenate([*(column.cells for column in columns), np.array([bits], dtype=np.int64)])
+    addresses = [*(column.addresses for column in columns), np.array([address_of(dead.data)], dtype=np.uint64)]
+    cells[:, TABLE] = np.cumsum([0, *map(len, addresses[:-1])])
+    codes, starts, _, created, commit = columns
     entity_codes, _ = reader.entity_index()
     zone = np.array([reader.rows, len(entity_codes), reader.info.event_min, reader.info.event_max], dtype=np.int64)
     # Most segments have these as one value each. Where not, all of them are checked at once.

@@ -160,11 +160,9 @@ class _Output:
         self.nan = self.nan and self.dtype.is_float
 
     @property
-    def fill(self) -> np.uint64:
+    def fill(self) -> int:
         """The bits of what stands for null."""
-        if not self.nan:
-            return np.uint64(0)
-        return np.uint64(np.array(np.nan, self.dtype.numpy).view(f"u{self.dtype.numpy.itemsize}"))
+        return int(np.array(np.nan, self.dtype.numpy).view(f"i{self.dtype.numpy.itemsize}")) if self.nan else 0
 
     def work(self, part: _Part, column: Located) -> Callable[[int, int], None]:
         """What gathers a range of the rows of a part."""
@@ -175,7 +173,7 @@ class _Output:
             return lambda a, b: kernels.gather_bytes(
                 positions[a:b], rows[a:b], column.cells, column.addresses, matrix, self.flags
             )
-        words, offset, fill = self.data.view(f"u{width}"), np.uint64(self._take_dictionary(part, column)), self.fill
+        words, offset, fill = self.data.view(f"i{width}"), self._take_dictionary(part, column), self.fill
         return lambda a, b: kernels.gather(
             positions[a:b], rows[a:b], column.cells, column.addresses, offset, fill, words, self.flags
         )

@@ -22,7 +22,7 @@ NO_TIMES = np.zeros(0, dtype=np.int64)
 # No limit of age: more than the range of timestamps, and no overflow when subtracted from any.
 NO_MAX_AGE_US = 1 << 60
 # Rows searched at a time, so that what was found so far stays in the cache from segment to segment.
-_SEARCH_ROWS = 1 << 16
+_SEARCH_ROWS = 1 << 14
 # Distinct codes at which counting them is no faster than a comparison sort, for each row.
 _CODES_PER_ROW_MAX = 8
 
@@ -158,8 +158,7 @@ def search(
             chosen.append((number, _opened(reader, query, threads), np.zeros(_chunks(reader), dtype=np.bool_)))
     # The newest first: what it has need not be looked for in older ones.
     chosen.sort(key=lambda segment: -int(segment[1].zone[3]))
-    codes, rows, times = frozen(query.codes), frozen(query.rows), frozen(query.times)
-    known_us, commit_times = frozen(query.known_us), frozen(query.commit_times)
+    codes, commit_times = frozen(query.codes), frozen(query.commit_times)
 
     def work(start: int, stop: int) -> None:
         for low in range(start, stop, _SEARCH_ROWS):
@@ -167,14 +166,18 @@ def search(
             event, created = found.event[part], found.created[part]
             if not with_times:
                 event, created = np.full((2, part.stop - low), ABSENT_US, dtype=np.int64)
+            asked = query.times.take(query.rows[part])
+            known_us = query.known_us.take(query.rows[part]) if len(query.known_us) > 1 else query.known_us
+            slices = np.empty((len(asked), 2), dtype=np.int32)
             for number, segment, marks in chosen:
+                kernels.find_slices(codes[part], segment.cells, segment.addresses, segment.zone, slices)
+                kernels.mark_slices(slices, segment.event.shift, marks)
                 kernels.asof(
-                    codes[part],
-                    rows[part],
-                    times,
+                    slices,
+                    asked,
                     query.max_age_us,
                     query.floor_us,
-                    known_us,
+                    frozen(known_us),
                     commit_times,
                     segment.cells,
                     segment.addresses,
@@ -185,7 +188,6 @@ def search(
                     created,
                     found.segment[part],
                     found.position[part],
-                    marks,
                 )
 
     if chosen:
@@ -208,6 +210,8 @@ def _opened(reader: SegmentReader, query: Query, threads: int | None) -> Searcha
     segment = searchable(reader, len(query.known_us) > 0, query.commit_times, threads)
     if not segment.event.trusted.all():
         marks = np.zeros(len(segment.event.trusted), dtype=np.bool_)
-        kernels.mark_slices(frozen(query.codes), segment.cells, segment.addresses, segment.zone, marks)
+        slices = np.empty((len(query.codes), 2), dtype=np.int32)
+        kernels.find_slices(frozen(query.codes), segment.cells, segment.addresses, segment.zone, slices)
+        kernels.mark_slices(slices, segment.event.shift, marks)
         trust([(reader, segment.event, marks)], threads)
     return segment

@@ -16,12 +16,10 @@ from featuredb.offline.kernels.hashing import (
     insert_bytes,
     insert_words,
 )
-from featuredb.offline.kernels.searching import asof, block_minima, find_before, find_rows, mark_slices
+from featuredb.offline.kernels.searching import asof, block_minima, find_before, find_rows, find_slices, mark_slices
 from featuredb.offline.kernels.sorting import count_codes, counting_sort, counts_to_starts, place_by_code, sort_runs
-from featuredb.offline.kernels.words import CELLS
 
 __all__ = [
-    "CELLS",
     "asof",
     "block_minima",
     "count_codes",
@@ -32,6 +30,7 @@ __all__ = [
     "find_before",
     "find_bytes",
     "find_rows",
+    "find_slices",
     "find_words",
     "gather",
     "gather_bytes",

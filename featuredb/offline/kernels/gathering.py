@@ -12,7 +12,19 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from featuredb.offline.kernels.words import is_valid, load_byte, prefetch_at, unpacked
+from featuredb.offline.kernels.words import (
+    ALIGN,
+    BASE,
+    MASK,
+    SHIFT,
+    TABLE,
+    VALID,
+    WIDTH,
+    is_valid,
+    load_byte,
+    prefetch_at,
+    unpacked,
+)
 
 _options = {"nogil": True, "cache": True, "boundscheck": False}
 
@@ -27,10 +39,9 @@ def gather(positions, rows, cells, addresses, offset, fill, out, valid):
 
     `valid`, of one entry a row of the result or empty, tells which are not null.
     """
-    column = cells[0]
-    table, shift, width, mask = column.table, column.shift, column.width, column.mask
-    bits = column.valid
-    base = np.uint64(column.base) + offset
+    table, valid_table, shift, width = cells[0, TABLE], cells[0, VALID], cells[0, SHIFT], cells[0, WIDTH]
+    mask, align = cells[0, MASK], cells[0, ALIGN]
+    base = cells[0, BASE] + offset
     flags = len(valid) > 0
     count = len(positions)
     far = width >= _AHEAD_BITS_MIN
@@ -41,28 +52,26 @@ def gather(positions, rows, cells, addresses, offset, fill, out, valid):
         row = rows[i]
         present = position >= 0
         if flags:
-            present = present and (bits < 0 or is_valid(addresses, bits, shift, position))
+            present = present and (valid_table < 0 or is_valid(addresses, valid_table, shift, position))
             valid[row] = present
-        out[row] = base + unpacked(addresses, table, shift, width, mask, position) if present else fill
+        out[row] = base + unpacked(addresses, table, shift, width, mask, align, position) if present else fill
 
 
 @njit(**_options)
 def gather_decimals(positions, rows, cells, addresses, power, fill, out, valid):
     """As `gather`, of floats that are stored as integers: each is divided by `power`."""
-    column = cells[0]
-    table, shift, width, mask = column.table, column.shift, column.width, column.mask
-    bits = column.valid
-    base = column.base
+    table, valid_table, shift, width = cells[0, TABLE], cells[0, VALID], cells[0, SHIFT], cells[0, WIDTH]
+    mask, align, base = cells[0, MASK], cells[0, ALIGN], cells[0, BASE]
     flags = len(valid) > 0
     for i in range(len(positions)):
         position = np.int64(positions[i])
         row = rows[i]
         present = position >= 0
         if flags:
-            present = present and (bits < 0 or is_valid(addresses, bits, shift, position))
+            present = present and (valid_table < 0 or is_valid(addresses, valid_table, shift, position))
             valid[row] = present
         if present:
-            out[row] = np.float64(base + np.int64(unpacked(addresses, table, shift, width, mask, position))) / power
+            out[row] = np.float64(base + unpacked(addresses, table, shift, width, mask, align, position)) / power
         else:
             out[row] = fill
 
@@ -70,8 +79,7 @@ def gather_decimals(positions, rows, cells, addresses, power, fill, out, valid):
 @njit(**_options)
 def gather_bytes(positions, rows, cells, addresses, out, valid):
     """As `gather`, for values of any width: `out` is bytes of shape (n, width), zero where there is no value."""
-    column = cells[0]
-    table, shift, bits = column.table, column.shift, column.valid
+    table, valid_table, shift = cells[0, TABLE], cells[0, VALID], cells[0, SHIFT]
     inner = (np.int64(1) << shift) - 1
     flags = len(valid) > 0
     width = out.shape[1]
@@ -80,7 +88,7 @@ def gather_bytes(positions, rows, cells, addresses, out, valid):
         row = rows[i]
         present = position >= 0
         if flags:
-            present = present and (bits < 0 or is_valid(addresses, bits, shift, position))
+            present = present and (valid_table < 0 or is_valid(addresses, valid_table, shift, position))
             valid[row] = present
         if present:
             address = addresses[table + (position >> shift)]

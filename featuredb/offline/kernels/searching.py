@@ -7,12 +7,25 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from featuredb.offline.kernels.words import unpacked, value_at
+from featuredb.offline.kernels.words import (
+    ALIGN,
+    BASE,
+    MASK,
+    SHIFT,
+    TABLE,
+    WIDTH,
+    prefetch_at,
+    unpacked,
+    value_at,
+)
 
 # The columns of a segment that are searched, by their place in `cells`.
 CODES, STARTS, EVENT, CREATED, COMMIT, DEAD = range(6)
 ABSENT = -(2**63)
 NEVER = 2**63 - 1
+# Slices are asked for so many queries ahead, and of each so many cache lines.
+_AHEAD = 24
+_AHEAD_LINES = 24
 
 _options = {"nogil": True, "cache": True, "boundscheck": False}
 
@@ -38,12 +51,12 @@ def _find_code(codes, code, low):
     return low
 
 
-@njit(inline="always", nogil=True)
-def _find_packed(addresses, table, shift, width, mask, base, count, code, low):
-    """As `_find_code`, in the packed column of codes of a segment."""
+@njit(nogil=True)
+def _find_entity(addresses, cells, count, code, low):
+    """As `_find_code`, in the column of codes of a segment."""
     step = 1
     high = low
-    while high < count and base + np.int64(unpacked(addresses, table, shift, width, mask, high)) < code:
+    while high < count and value_at(addresses, cells, high) < code:
         low = high + 1
         high += step
         step *= 2
@@ -51,16 +64,28 @@ def _find_packed(addresses, table, shift, width, mask, base, count, code, low):
         high = count
     while low < high:
         middle = (low + high) >> 1
-        if base + np.int64(unpacked(addresses, table, shift, width, mask, middle)) < code:
+        if value_at(addresses, cells, middle) < code:
             low = middle + 1
         else:
             high = middle
     return low
 
 
-@njit(inline="always", nogil=True)
-def _known_since(cells, addresses, commit_times, knows, place):
-    """When a row became known; greater than any time if it was replaced."""
+@njit(nogil=True)
+def _slice_of(addresses, cells, zone, entity, code):
+    """Where the rows of a code start and stop, if it is that of `entity`; nothing if not.
+
+    Whatever the file says, no position is outside the segment.
+    """
+    if entity >= zone[1] or value_at(addresses, cells[CODES], entity) != code:
+        return np.int64(0), np.int64(0)
+    stop = min(value_at(addresses, cells[STARTS], entity + 1), zone[0])
+    return max(min(value_at(addresses, cells[STARTS], entity), stop), 0), stop
+
+
+@njit(nogil=True)
+def _known_since(addresses, cells, commit_times, knows, place):
+    """When a row became known; later than any time if it was replaced."""
     if value_at(addresses, cells[DEAD], place) != 0:
         return np.int64(NEVER)
     if not knows:
@@ -77,14 +102,38 @@ def block_minima(cells, addresses, commit_times, knows, rows, out):
     for block in range(len(out)):
         earliest = np.int64(NEVER)
         for place in range(64 * block, min(64 * block + 64, rows)):
-            earliest = min(earliest, _known_since(cells, addresses, commit_times, knows, place))
+            earliest = min(earliest, _known_since(addresses, cells, commit_times, knows, place))
         out[block] = earliest
 
 
 @njit(**_options)
+def find_slices(codes, cells, addresses, zone, slices):
+    """slices[i] = where the rows of codes[i] start and stop in a segment, for sorted `codes`; equal if it has none."""
+    entity = np.int64(0)
+    for i in range(len(codes)):
+        code = np.int64(codes[i])
+        if i > 0 and codes[i - 1] == codes[i]:
+            slices[i, 0] = slices[i - 1, 0]
+            slices[i, 1] = slices[i - 1, 1]
+            continue
+        entity = _find_entity(addresses, cells[CODES], zone[1], code, entity)
+        start, stop = _slice_of(addresses, cells, zone, entity, code)
+        slices[i, 0] = start
+        slices[i, 1] = stop
+
+
+@njit(**_options)
+def mark_slices(slices, shift, marks):
+    """marks[chunk] = True for each chunk of ``1 << shift`` rows that has rows of any of the slices."""
+    for i in range(len(slices)):
+        if slices[i, 0] < slices[i, 1]:
+            for chunk in range(slices[i, 0] >> shift, ((slices[i, 1] - 1) >> shift) + 1):
+                marks[chunk] = True
+
+
+@njit(**_options)
 def asof(
-    codes,
-    rows,
+    slices,
     times,
     max_age,
     floor,
@@ -100,73 +149,54 @@ def asof(
     best_created,
     best_segment,
     best_position,
-    marks,
 ):
     """As-of search of one segment: the greatest row in (event, created) with event <= time.
 
-    Query i, of the sorted `codes`, asks at the time times[rows[i]] for rows no older than `max_age` and not before
-    `floor`; with `known_us` (else empty; of one entry for all, or one a row) only for rows known by then. `cells`
-    are the columns of the segment, `zone` its (rows, entities, least event, greatest event). If any row may have to be
-    passed over, `block_min` and `superblock_min` are the minima of when rows became known over each 64 and each 4096
-    rows, so that rows not yet known are stepped over in blocks; else they are empty. The best_ arrays are improved
-    where this segment has a greater row, and ``marks[chunk]`` set for each chunk of event timestamps searched. Binary search within the entity's slice (kdb+ `aj` and the Polars as-of
-    kernel search likewise), without branches, as half of them would be predicted wrongly: O(log rows) a row.
+    Query i is for the rows from slices[i, 0] up to slices[i, 1] (see `find_slices`), at the time times[i], no older
+    than `max_age` and not before `floor`; with `known_us` (else empty; of one entry for all, or one a query) only for
+    rows known by then. `cells` are the columns of the segment, `zone` its (rows, entities, least event, greatest event). If
+    any row may have to be passed over, `block_min` and `superblock_min` are the minima of when rows became known over
+    each 64 and each 4096 rows, so that rows not yet known are stepped over in blocks; else they are empty. The best_
+    arrays are improved where this segment has a greater row.
+
+    Binary search within the entity's slice (kdb+ `aj` and the Polars as-of kernel search likewise), O(log rows) a row.
+    What makes it fast is that the lines of the slices some queries ahead are asked for early.
     """
-    stop, entities, event_min, event_max = zone[0], zone[1], zone[2], zone[3]
-    table, shift, width = cells[EVENT].table, cells[EVENT].shift, cells[EVENT].width
-    mask, base = cells[EVENT].mask, cells[EVENT].base
-    codes_table, codes_shift, codes_width = cells[CODES].table, cells[CODES].shift, cells[CODES].width
-    codes_mask, codes_base = cells[CODES].mask, cells[CODES].base
+    event_min, event_max = zone[2], zone[3]
+    table, shift, width = cells[EVENT, TABLE], cells[EVENT, SHIFT], cells[EVENT, WIDTH]
+    mask, align, base = cells[EVENT, MASK], cells[EVENT, ALIGN], cells[EVENT, BASE]
+    line = 512 // max(width, 1)
     filtered = len(block_min) > 0
     knows = len(known_us) > 0
     limit = np.int64(NEVER - 1)
-    entity = np.int64(0)
-    held = np.int64(-1)
-    slice_start = slice_stop = np.int64(0)
-    for i in range(len(codes)):
-        row = rows[i]
-        time = times[row]
+    count = len(slices)
+    for i in range(count):
+        if i + _AHEAD < count and slices[i + _AHEAD, 0] != slices[i + _AHEAD - 1, 0]:
+            first = np.int64(slices[i + _AHEAD, 0])
+            for ahead in range(first, min(first + _AHEAD_LINES * line, np.int64(slices[i + _AHEAD, 1])), line):
+                prefetch_at(addresses, table, shift, width, ahead)
+        time = times[i]
         oldest = max(floor, time - max_age)
-        if time < event_min or oldest > event_max or best_event[i] > event_max:
-            continue
-        code = np.int64(codes[i])
-        if code != held:
-            held = code
-            entity = _find_packed(
-                addresses, codes_table, codes_shift, codes_width, codes_mask, codes_base, entities, code, entity
-            )
-            if entity == entities:
-                break
-            slice_start = slice_stop = 0
-            if (
-                codes_base + np.int64(unpacked(addresses, codes_table, codes_shift, codes_width, codes_mask, entity))
-                == code
-            ):
-                # Whatever the file says, no position is outside the segment.
-                slice_stop = min(value_at(addresses, cells[STARTS], entity + 1), stop)
-                slice_start = max(min(value_at(addresses, cells[STARTS], entity), slice_stop), 0)
-                if slice_start < slice_stop:
-                    for chunk in range(slice_start >> shift, ((slice_stop - 1) >> shift) + 1):
-                        marks[chunk] = True
-        count = slice_stop - slice_start
-        if count <= 0:
+        slice_start = np.int64(slices[i, 0])
+        size = np.int64(slices[i, 1]) - slice_start
+        if size <= 0 or time < event_min or oldest > event_max or best_event[i] > event_max:
             continue
         place = slice_start
-        while count > 1:
-            half = count >> 1
-            later = base + np.int64(unpacked(addresses, table, shift, width, mask, place + half)) <= time
+        while size > 1:
+            half = size >> 1
+            later = base + unpacked(addresses, table, shift, width, mask, align, place + half) <= time
             place += half * np.int64(later)
-            count -= half
-        event = base + np.int64(unpacked(addresses, table, shift, width, mask, place))
+            size -= half
+        event = base + unpacked(addresses, table, shift, width, mask, align, place)
         if event > time:
             continue
         if filtered:
             if knows:
-                limit = known_us[row if len(known_us) > 1 else 0]
+                limit = known_us[i if len(known_us) > 1 else 0]
             while (
                 place >= slice_start
                 and event >= oldest
-                and _known_since(cells, addresses, commit_times, knows, place) > limit
+                and _known_since(addresses, cells, commit_times, knows, place) > limit
             ):
                 if place & 4095 == 4095 and superblock_min[place >> 12] > limit:
                     place -= 4096
@@ -175,7 +205,7 @@ def asof(
                 else:
                     place -= 1
                 if place >= slice_start:
-                    event = base + np.int64(unpacked(addresses, table, shift, width, mask, place))
+                    event = base + unpacked(addresses, table, shift, width, mask, align, place)
         if place < slice_start or event < oldest or event < best_event[i]:
             continue
         created = value_at(addresses, cells[CREATED], place)
@@ -184,31 +214,6 @@ def asof(
             best_created[i] = created
             best_segment[i] = segment
             best_position[i] = place
-
-
-@njit(**_options)
-def mark_slices(codes, cells, addresses, zone, marks):
-    """marks[chunk] = True for each chunk of the event timestamps that has rows of any of the sorted `codes`."""
-    stop, entities = zone[0], zone[1]
-    entity = np.int64(0)
-    held = np.int64(-1)
-    for i in range(len(codes)):
-        code = np.int64(codes[i])
-        if code == held:
-            continue
-        held = code
-        column = cells[CODES]
-        entity = _find_packed(
-            addresses, column.table, column.shift, column.width, column.mask, column.base, entities, code, entity
-        )
-        if entity == entities:
-            break
-        if value_at(addresses, column, entity) == code:
-            slice_stop = min(value_at(addresses, cells[STARTS], entity + 1), stop)
-            slice_start = max(min(value_at(addresses, cells[STARTS], entity), slice_stop), 0)
-            if slice_start < slice_stop:
-                for chunk in range(slice_start >> cells[EVENT].shift, ((slice_stop - 1) >> cells[EVENT].shift) + 1):
-                    marks[chunk] = True
 
 
 @njit(**_options)

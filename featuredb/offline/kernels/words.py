@@ -1,10 +1,14 @@
 """How kernels read a column where it lies in the file: as packed integers, at any position, by address.
 
-A column of a segment is described by one record of `CELLS`. Its chunks are words of 64 bits at the addresses
+A column of a segment is described by seven integers, in the order of `TABLE` to `ALIGN`. Its chunks begin at
 ``addresses[table]``, ``addresses[table + 1]``, ...; a chunk has ``1 << shift`` values of `width` bits, one after the
-other from the least significant bit on. Value ``v`` stands for ``base + v``. A plain array of integers is packed too:
-its width is that of the dtype, its base 0. Width 0 means that every value is `base`; the address is then that of
-any word. Callers see to it that positions are within the column and chunks as long as they must be.
+other from the least significant bit of the first byte on. The packed integer ``v`` stands for ``base + v``. Width 0 means
+that every value is `base`; the addresses are then those of any word. A plain array of integers is packed as well, with
+the width of its dtype and base 0.
+
+A value is read with the word of 8 bytes that begins with its first byte, so it has at most 57 bits, and up to 8 bytes
+from there on must be readable. Plain arrays end where they end: of these the aligned word that holds the value is read
+(`align` is -8 instead of -1), which no page boundary divides. Callers see to it that positions are within the column.
 """
 
 # mypy: ignore-errors
@@ -17,25 +21,21 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-CELLS = np.dtype(
-    [
-        ("table", "<i8"),  # place of the first chunk's address
-        ("valid", "<i8"),  # that of the first chunk's validity bits (address 0: no nulls), or -1: no nulls at all
-        ("shift", "<i8"),
-        ("width", "<i8"),
-        ("mask", "<u8"),  # the `width` lowest bits
-        ("base", "<i8"),
-    ]
-)
+# Place of the first chunk's address; of the first chunk's validity bits (-1: none, address 0: no nulls in the chunk).
+TABLE, VALID, SHIFT, WIDTH, MASK, BASE, ALIGN = range(7)
+
+
+def _pointer(builder, address, place):
+    return builder.gep(builder.inttoptr(address, ir.IntType(8).as_pointer()), [place])
 
 
 @intrinsic
 def load_word(_, address, place):
-    """The 64-bit word number `place` from an address on."""
+    """The 8 bytes from an address on, at the byte number `place`, as an integer."""
 
     def codegen(_, builder, __, args):
-        word = ir.IntType(64)
-        return builder.load(builder.gep(builder.inttoptr(args[0], word.as_pointer()), [args[1]]))
+        pointer = builder.bitcast(_pointer(builder, *args), ir.IntType(64).as_pointer())
+        return builder.load(pointer, align=1)
 
     return types.uint64(types.uint64, types.int64), codegen
 
@@ -45,32 +45,9 @@ def load_byte(_, address, place):
     """The byte number `place` from an address on."""
 
     def codegen(_, builder, __, args):
-        byte = ir.IntType(8)
-        return builder.load(builder.gep(builder.inttoptr(args[0], byte.as_pointer()), [args[1]]))
+        return builder.load(_pointer(builder, *args))
 
     return types.uint8(types.uint64, types.int64), codegen
-
-
-@njit(inline="always", nogil=True)
-def unpacked(addresses, table, shift, width, mask, position):
-    """The packed integer at `position`, without the base.
-
-    Free of branches: a value within one word reads that word twice, so nothing behind the last word is read.
-    """
-    bit = (position & ((np.int64(1) << shift) - 1)) * width
-    address = addresses[table + (position >> shift)]
-    word = bit >> 6
-    start = bit & 63
-    low = load_word(address, word)
-    high = load_word(address, word + np.int64(start + width > 64))
-    return ((low >> np.uint64(start)) | ((high << np.uint64(1)) << np.uint64(63 - start))) & mask
-
-
-@njit(inline="always", nogil=True)
-def value_at(addresses, cells, position):
-    """The integer at `position` of the column that the record `cells` describes."""
-    packed = unpacked(addresses, cells.table, cells.shift, cells.width, cells.mask, position)
-    return cells.base + np.int64(packed)
 
 
 @intrinsic
@@ -78,26 +55,42 @@ def prefetch(_, address, place):
     """Ask for the cache line of the byte number `place` from an address on."""
 
     def codegen(context, builder, __, args):
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), flag, flag, flag])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        where = builder.gep(builder.inttoptr(args[0], byte), [args[1]])
-        builder.call(function, [where, flag(0), flag(3), flag(1)])
+        builder.call(function, [_pointer(builder, *args), flag(0), flag(3), flag(1)])
         return context.get_dummy_value()
 
     return types.void(types.uint64, types.int64), codegen
 
 
-@njit(inline="always", nogil=True)
+@njit(nogil=True)
+def unpacked(addresses, table, shift, width, mask, align, position):
+    """The packed integer at `position`, without the base."""
+    bit = (position & ((1 << shift) - 1)) * width
+    byte = (bit >> 3) & align
+    word = load_word(addresses[table + (position >> shift)], byte)
+    return np.int64((word >> np.uint64(bit - (byte << 3))) & np.uint64(mask))
+
+
+@njit(nogil=True)
+def value_at(addresses, cells, position):
+    """The integer at `position` of the column that `cells` describes."""
+    return cells[BASE] + unpacked(
+        addresses, cells[TABLE], cells[SHIFT], cells[WIDTH], cells[MASK], cells[ALIGN], position
+    )
+
+
+@njit(nogil=True)
 def prefetch_at(addresses, table, shift, width, position):
-    """Ask for the word of the packed integer at `position`."""
-    bit = (position & ((np.int64(1) << shift) - 1)) * width
+    """Ask for the line of the packed integer at `position`."""
+    bit = (position & ((1 << shift) - 1)) * width
     prefetch(addresses[table + (position >> shift)], bit >> 3)
 
 
-@njit(inline="always", nogil=True)
+@njit(nogil=True)
 def is_valid(addresses, valid, shift, position):
     """Whether the value at `position` is not null, in a column with validity bits."""
     address = addresses[valid + (position >> shift)]
-    place = position & ((np.int64(1) << shift) - 1)
-    return address == 0 or (load_byte(address, place >> 3) >> np.uint8(place & 7)) & 1 != 0
+    place = position & ((1 << shift) - 1)
+    return address == 0 or (load_byte(address, place >> 3) >> (place & 7)) & 1 != 0
