@@ -91,7 +91,7 @@ class Column:
     def null_count(self) -> int:
         return 0 if self.valid is None else int(len(self.valid) - np.count_nonzero(self.valid))
 
-    def take(self, rows: NDArray[Any]) -> Column:
+    def take(self, rows: NDArray[Any] | slice) -> Column:
         """The column at `rows` (positions, a mask or a slice)."""
         valid = None if self.valid is None else self.valid[rows]
         return Column(self.dtype, self.data[rows], valid, self.heap, self.filled)

@@ -170,6 +170,9 @@ def tiny_limits(patch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "storage.segment_writer.CHUNK_ROWS_MAX": 4,
         "storage.segment_writer.CHUNK_BYTES_TARGET": 32,
+        "storage.segment_writer.PACKED_SAVING_MIN": -1000,
+        "storage.packing.CHUNK_ROWS_MAX": 3,
+        "storage.packing._SAMPLE_ROWS": 2,
         "storage.segment.SEGMENTS_HELD_MAX": 1,
         "storage.keyspace.KEYS_PER_BLOCK": 2,
         "offline.dictionary.KEYS_PER_BLOCK": 2,

@@ -23,6 +23,7 @@ import lmdb
 import msgpack
 import numpy as np
 import pytest
+from xxh64 import xxh64
 
 import featuredb as fdb
 from featuredb import limits
@@ -76,7 +77,7 @@ EVERY = {f"f_{dtype}": dtype for dtype in VALUES}
 KEYED = {f"k_{dtype}": dtype for dtype in KEY_VALUES}
 PAIRS = {"amount": "float64", "note": "string", "old": "int16"}
 PAIRS_LATER = {"extra": "uint8", "amount": "float64", "note": "string"}
-NOTES = {"text": "string", "kind": "string", "nothing": "int8"}
+NOTES = {"text": "string", "kind": "string", "nothing": "int8", "price": "float64"}
 ENTITIES = {"user": "string", "day": "timestamp", "item": "int32", **KEYED}
 TABLES: dict[str, tuple[list[str], dict[str, str]]] = {
     "every": (["item"], EVERY),
@@ -113,6 +114,7 @@ def batches() -> Iterator[tuple[str, dict[str, str], list[Row]]]:
         row["text"] = None if number % 50 == 49 else f"note {number} " + "é" * (number % 3)
         row["kind"] = ("odd", "even", "")[number % 3]
         row["nothing"] = None
+        row["price"] = None if number % 9 == 0 else (number * 37 % 1000 - 500) / 100
     yield "notes", NOTES, notes
 
 
@@ -224,7 +226,10 @@ class TinyReader:
             data = raw[8 + 4 * (count + 1) :]
             keys += [data[a:b] for a, b in pairwise(offsets)]
         tree = self.under(b"k" + struct.pack(">I", space))
-        assert tree == {key: struct.pack("<I", code) for code, key in enumerate(keys)}
+        packed = [struct.pack("<I", code) for code in range(len(keys))]
+        assert tree == {
+            key: code + struct.pack("<I", zlib.crc32(key + code)) for key, code in zip(keys, packed, strict=True)
+        }
         return keys
 
     def key_values(self, key: bytes, dtypes: list[str]) -> list[Any]:
@@ -243,7 +248,7 @@ class TinyReader:
         return values
 
     def segment(self, table: int, ref: list[int]) -> Segment:
-        number, crc, rows, version, dead_count, dead_crc = ref
+        number, crc, rows, version, dead_count, dead_checksum = ref
         key = struct.pack(">IQ", table, number)
         assert zlib.crc32(self.entries[b"f" + key]) == crc
         zone, columns = self.record(b"f" + key)
@@ -251,7 +256,7 @@ class TinyReader:
         dead = []
         if dead_count:
             raw = self.entries[b"h" + key + struct.pack(">IIB", DEAD, version, DATA)]
-            assert (len(raw), zlib.crc32(raw)) == (4 * dead_count, dead_crc)
+            assert (len(raw), xxh64(raw)) == (4 * dead_count, dead_checksum)
             dead = np.frombuffer(raw, "<i4").tolist()
         return Segment(self, b"h" + key, zone, {column[0]: column[1:] for column in columns}, dead)
 
@@ -308,28 +313,57 @@ class Segment:
         self.reader, self.prefix, self.columns, self.dead = reader, prefix, columns, dead
         self.rows, *self.zone = zone
 
-    def chunk(self, column: int, chunk: int, part: int, dtype: str) -> np.ndarray[Any, Any] | None:
-        refs = {(one, which): (size, crc) for one, which, size, crc in self.columns[column][-1]}
+    def raw(self, column: int, chunk: int, part: int) -> bytes | None:
+        refs = {(one, which): (size, checksum) for one, which, size, checksum in self.columns[column][-1]}
         if (chunk, part) not in refs:
             return None
         raw = self.reader.entries[self.prefix + struct.pack(">IIB", column, chunk, part)]
-        assert (len(raw), zlib.crc32(raw)) == refs[chunk, part]
+        assert (len(raw), xxh64(raw)) == refs[chunk, part]
+        return raw
+
+    def array(self, column: int, chunk: int, part: int, dtype: str) -> np.ndarray[Any, Any]:
+        raw = self.raw(column, chunk, part)
+        assert raw is not None
         return np.frombuffer(raw, dtype)
 
     def chunks(self, column: int) -> range:
         return range(-(-self.rows // self.columns[column][2]))
 
+    def integers(self, column: int, chunk: int) -> list[int]:
+        """The packed integers of a chunk, modulo 2**64."""
+        _, _, chunk_rows, _, width, base, _, _ = self.columns[column]
+        rows = min(chunk_rows, self.rows - chunk * chunk_rows)
+        stream = 0
+        if width:
+            raw = self.raw(column, chunk, DATA)
+            assert raw is not None
+            assert len(raw) == 8 * ((rows * width + 63) // 64 + 1)
+            stream = int.from_bytes(raw, "little")
+            assert stream < 1 << rows * width
+        return [((stream >> row * width) % (1 << width) + base) % (1 << 64) for row in range(rows)]
+
+    def scalars(self, column: int, chunk: int) -> list[Any]:
+        """The values of a plain or packed chunk, whatever stands under nulls."""
+        dtype, encoding, _, _, _, _, exponent, _ = self.columns[column]
+        if encoding == "plain":
+            return list(self.array(column, chunk, DATA, WIDTHS[dtype]))
+        assert encoding == "packed"
+        integers = self.integers(column, chunk)
+        if dtype == "uint64":
+            return [np.uint64(one) for one in integers]
+        signed = [one - (1 << 64) if one >> 63 else one for one in integers]
+        if dtype.startswith("float"):
+            return [np.dtype(WIDTHS[dtype]).type(one / 10.0**exponent) for one in signed]
+        return [np.dtype(WIDTHS[dtype]).type(one) for one in signed]
+
     def system(self, column: int) -> list[int]:
-        dtype, encoding, _, _, constant, refs = self.columns[column]
-        if encoding == "constant":
-            return [constant] * self.rows
-        width = {"int64": "<i8", "int32": "<i4"}[dtype]
-        return [value for chunk in range(len(refs)) for value in self.chunk(column, chunk, DATA, width).tolist()]
+        if column in (CODES, STARTS):
+            chunks = range(len(self.columns[column][-1]))
+            return [value for chunk in chunks for value in self.array(column, chunk, DATA, "<i4").tolist()]
+        return [int(value) for chunk in self.chunks(column) for value in self.scalars(column, chunk)]
 
     def codes(self) -> list[int]:
         codes, starts = self.system(CODES), self.system(STARTS)
-        if self.columns[CODES][1] == "constant":
-            codes = codes[:1]
         assert codes == sorted(set(codes))
         assert len(starts) == len(codes) + 1
         found = [code for code, a, b in zip(codes, starts[:-1], starts[1:], strict=True) for _ in range(a, b)]
@@ -342,24 +376,23 @@ class Segment:
     def feature(self, column: int, dtype: str) -> list[Any]:
         if column not in self.columns or self.columns[column][1] == "null":
             return [None] * self.rows
-        stored, encoding, chunk_rows, null_count, _, _ = self.columns[column]
+        stored, encoding, chunk_rows, null_count, *_ = self.columns[column]
         assert stored == dtype
         values: list[Any] = []
         for chunk in self.chunks(column):
             rows = min(chunk_rows, self.rows - chunk * chunk_rows)
-            if encoding == "plain":
-                part = list(self.chunk(column, chunk, DATA, WIDTHS[dtype]))
+            if encoding in ("plain", "packed"):
+                part = self.scalars(column, chunk)
             else:
                 heap = 0 if encoding == "dictionary" else chunk
-                offsets = self.chunk(column, heap, OFFSETS, "<u4").tolist()
-                data = self.chunk(column, heap, BYTES, "u1").tobytes()
+                offsets = self.array(column, heap, OFFSETS, "<u4").tolist()
+                data = self.array(column, heap, BYTES, "u1").tobytes()
                 part = [data[a:b] for a, b in pairwise(offsets)]
             if encoding == "dictionary":
-                width = self.chunk(column, chunk, DATA, "u1").size // rows
-                part = [part[code] for code in self.chunk(column, chunk, DATA, f"<u{width}").tolist()]
+                part = [part[number] for number in self.integers(column, chunk)]
             assert len(part) == rows
-            bits = self.chunk(column, chunk, VALID, "u1")
-            valid = [True] * rows if bits is None else np.unpackbits(bits, bitorder="little")[:rows].tolist()
+            bits = self.raw(column, chunk, VALID)
+            valid = [bits is None or bool(bits[row // 8] >> row % 8 & 1) for row in range(rows)]
             values += [plain(value, dtype) if is_valid else None for value, is_valid in zip(part, valid, strict=True)]
         assert values.count(None) == null_count
         return values
@@ -446,7 +479,9 @@ def test_a_reader_written_from_the_specification_reads_the_golden_file(golden: P
 def test_the_golden_file_has_every_encoding(golden: Path) -> None:
     reader = TinyReader(golden)
     columns = [column for key in reader.under(b"f") for column in reader.record(b"f" + key)[1]]
-    assert {column[2] for column in columns} == {"plain", "constant", "null", "dictionary", "heap"}
+    assert {column[2] for column in columns} == {"packed", "plain", "null", "dictionary", "heap"}
+    assert {column[5] > 0 for column in columns if column[2] == "packed"} == {True, False}
+    assert any(column[7] for column in columns), "no column of decimals"
     assert {part for column in columns for _, part, _, _ in column[-1]} == {DATA, VALID, OFFSETS, BYTES}
     assert max(chunk for column in columns for chunk, *_ in column[-1]) >= 2
     table = reader.definitions(b"t")["pairs"]

@@ -267,7 +267,7 @@ def _within_offsets(column: Column, valid: NDArray[np.bool_] | None) -> Iterator
         places = column.data if valid is None else column.data[valid]
         if int(lengths[places].sum()) > _ARROW_BYTES_MAX:
             half = len(column) // 2
-            for part in (column.take(slice(0, half)), column.take(slice(half, None))):  # type: ignore[arg-type]
+            for part in (column.take(slice(0, half)), column.take(slice(half, None))):
                 yield from _within_offsets(part, _valid(part))
             return
     yield column

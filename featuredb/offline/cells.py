@@ -29,6 +29,7 @@ from featuredb.storage.segment import (
     SegmentReader,
     address_of,
     frozen,
+    words_of,
 )
 from featuredb.threads import over_items
 
@@ -95,7 +96,9 @@ def locate(reader: SegmentReader, column_id: int) -> Located:
 
 
 def _locate(reader: SegmentReader, column: ColumnInfo) -> Located:
-    width, base = _packing(reader, column)
+    width, base = _packing(column)
+    if not 0 <= width <= 64 and not column.dtype.is_vector:
+        raise _damaged(reader, column, f"its values have {width} bits")
     chunks = 1 + max((chunk for chunk, _ in column.chunks), default=-1)
     if column.id not in (CODES, STARTS):
         chunks = max(chunks, len(reader.chunk_bounds(column.id)))
@@ -123,17 +126,15 @@ def _locate(reader: SegmentReader, column: ColumnInfo) -> Located:
 
 
 def _how(width: int, base: int) -> tuple[int, int, int, int]:
-    """Width, mask, base and alignment as kernels take them. Masks of 64 bits are -1."""
-    return width, -1 if width == 64 else (1 << width) - 1, base, -8 if width in (8, 16, 32, 64) else -1
+    """Width, mask, base and alignment as kernels take them; of vectors they take the width alone."""
+    return width, -1 if width >= 64 else (1 << width) - 1, base, -8 if width in (8, 16, 32, 64) else -1
 
 
-def _packing(reader: SegmentReader, column: ColumnInfo) -> tuple[int, int]:
+def _packing(column: ColumnInfo) -> tuple[int, int]:
     """Bits of a value in the file, and what is added to each."""
-    if column.encoding in ("constant", "null"):
-        return 0, column.constant
-    if column.encoding == "dictionary":
-        return 8 * (column.chunks[0, DATA][0] // min(column.chunk_rows, reader.rows)), 0
-    return 8 * column.dtype.numpy.itemsize, 0
+    if column.encoding == "plain":
+        return 8 * column.dtype.numpy.itemsize, 0
+    return column.width, column.base
 
 
 def _damaged(reader: SegmentReader, column: ColumnInfo, what: str) -> CorruptionError:
@@ -149,7 +150,8 @@ def _address(reader: SegmentReader, column: ColumnInfo, chunk: int, part: int, w
         raise _damaged(reader, column, f"no chunk {chunk}")
     raw = reader.stored(column.id, chunk, part)
     rows = min(column.chunk_rows, reader.rows - chunk * column.chunk_rows)
-    if column.id not in (CODES, STARTS) and 8 * len(raw) < rows * width:
+    packed = part == DATA and column.encoding != "plain"
+    if column.id not in (CODES, STARTS) and len(raw) < (8 * words_of(rows, width) if packed else -(-rows * width // 8)):
         raise _damaged(reader, column, f"chunk {chunk} has {len(raw)} bytes, too few for {rows} values")
     address = address_of(raw)
     if address % 8 == 0:

@@ -173,6 +173,11 @@ class _Output:
             return lambda a, b: kernels.gather_bytes(
                 positions[a:b], rows[a:b], column.cells, column.addresses, matrix, self.flags
             )
+        if self.dtype.is_float and column.column.encoding == "packed":
+            power, null = 10.0**column.column.exponent, np.nan if self.nan else 0.0
+            return lambda a, b: kernels.gather_decimals(
+                positions[a:b], rows[a:b], column.cells, column.addresses, power, null, self.data, self.flags
+            )
         words, offset, fill = self.data.view(f"i{width}"), self._take_dictionary(part, column), self.fill
         return lambda a, b: kernels.gather(
             positions[a:b], rows[a:b], column.cells, column.addresses, offset, fill, words, self.flags

@@ -266,8 +266,7 @@ class StoredRows:
 
 def _has_created(reader: SegmentReader) -> bool:
     """Whether any row carries a created timestamp."""
-    column = reader.info.columns[CREATED]
-    return column.encoding != "constant" or column.constant != ABSENT_US
+    return reader.info.columns[CREATED].constant != ABSENT_US
 
 
 def _key_order(keys: Heap) -> NDArray[np.int64]:

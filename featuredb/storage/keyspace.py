@@ -19,6 +19,18 @@ from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_KEY
 from featuredb.storage.env import ReadTxn, WriteTxn
 
 
+def _pack_code(key: bytes, code: bytes) -> bytes:
+    """The value of a key in the tree: its code, little-endian, and the checksum of both."""
+    return code + zlib.crc32(key + code).to_bytes(4, "little")
+
+
+def code_of(key: bytes, raw: memoryview) -> int | None:
+    """The code that is stored for `key`, None if it is damaged."""
+    if len(raw) != 8 or _pack_code(key, bytes(raw[:4])) != raw:
+        return None
+    return int.from_bytes(raw[:4], "little")
+
+
 def _pack_block(keys: Heap) -> bytes:
     body = np.uint32(len(keys)).tobytes() + keys.offsets.astype("<u4").tobytes() + keys.data.tobytes()
     return zlib.crc32(body).to_bytes(4, "little") + body
@@ -59,12 +71,13 @@ class KeySpace:
 
     def lookup(self, txn: ReadTxn, keys: Sequence[bytes]) -> NDArray[np.int32]:
         """The code of each key, -1 where unknown."""
-        found = txn.get_many([self._key_prefix + key for key in keys])
-        raw = b"".join([value for _, value in found])
-        stored = np.frombuffer(raw if len(raw) == 4 * len(found) else b"\xff" * 4, dtype="<u4")
-        if len(stored) and stored.max() >= ENTITIES_MAX:
-            raise CorruptionError(f"a code of key space {self.id} is damaged; restore the file from a backup")
-        known = dict(zip([bytes(key[5:]) for key, _ in found], stored.tolist(), strict=True))
+        known: dict[bytes, int] = {}
+        for name, raw in txn.get_many([self._key_prefix + key for key in keys]):
+            key = bytes(name[5:])
+            code = code_of(key, raw)
+            if code is None:
+                raise CorruptionError(f"a code of key space {self.id} is damaged; restore the file from a backup")
+            known[key] = code
         return np.fromiter((known.get(key, -1) for key in keys), dtype=np.int32, count=len(keys))
 
     def append(self, txn: WriteTxn, keys: Heap) -> NDArray[np.int32]:
@@ -74,7 +87,7 @@ class KeySpace:
             raise LimitError(f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys")
         raw = keys.tolist()
         codes = np.arange(first, first + len(keys), dtype=np.int32)
-        packed = codes.astype("<u4").view("V4").tolist()
+        packed = map(_pack_code, raw, codes.astype("<u4").view("V4").tolist())
         txn.put_many(sorted(zip(map(self._key_prefix.__add__, raw), packed, strict=True)))
         done = 0
         while done < len(keys):

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, Heap
 from featuredb.errors import LimitError
-from featuredb.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, CHUNK_ROWS_MAX
+from featuredb.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, CHUNK_ROWS_MAX, PACKED_SAVING_MIN
 from featuredb.schema import DTYPES
 from featuredb.storage.env import WriteTxn
 from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, drop_dead, segment_key
+from featuredb.storage.packing import Packing, choose, packed
 from featuredb.storage.records import pack
 from featuredb.storage.segment import (
     BYTES,
@@ -30,6 +31,8 @@ from featuredb.storage.segment import (
     VALID,
     ColumnInfo,
     SegmentInfo,
+    checksum,
+    words_of,
 )
 
 
@@ -56,7 +59,7 @@ class Rows:
             self.event[rows],
             self.created[rows],
             self.commit[rows],
-            {name: column.take(rows) for name, column in self.columns.items()},  # type: ignore[arg-type]
+            {name: column.take(rows) for name, column in self.columns.items()},
         )
 
 
@@ -73,7 +76,7 @@ class _ColumnWriter:
         if len(raw) > CHUNK_BYTES_MAX:
             raise LimitError(f"a column chunk of {len(raw)} bytes exceeds {CHUNK_BYTES_MAX}; ingest in smaller batches")
         self._put(self._prefix + chunk.to_bytes(4, "big") + bytes([part]), raw)
-        self.chunks[chunk, part] = (len(raw), zlib.crc32(raw))
+        self.chunks[chunk, part] = (len(raw), checksum(raw))
 
 
 def _chunk_rows(row_bytes: float) -> int:
@@ -119,45 +122,53 @@ def _write_heaps(writer: _ColumnWriter, column: Column, heap: Heap) -> int:
 
 
 def _write_column(writer: _ColumnWriter, column_id: int, column: Column) -> ColumnInfo:
-    rows, dtype = len(column), column.dtype
-    nulls = column.null_count
-
-    def info(encoding: str, chunk_rows: int, constant: int = 0) -> ColumnInfo:
-        return ColumnInfo(column_id, dtype, encoding, chunk_rows, nulls, constant, writer.chunks)
-
+    rows, dtype, nulls = len(column), column.dtype, column.null_count
     if nulls == rows:
-        return info("null", CHUNK_ROWS_MAX)
-    # Only columns of our own are stored as constants: commit ids and absent created timestamps.
-    if column_id >= EVENT and column.data[0] == column.data[-1] and np.all(column.data == column.data[0]):
-        return info("constant", CHUNK_ROWS_MAX, int(column.data[0]))
-    data, encoding, chunk_rows = column.data, "plain", _chunk_rows(dtype.numpy.itemsize)
+        return ColumnInfo(column_id, dtype, "null", CHUNK_ROWS_MAX, nulls, 0, 0, 0, writer.chunks)
+    packing, encoding, chunk_rows = Packing(0, 0), "plain", _chunk_rows(dtype.numpy.itemsize)
     if column.heap is not None:
         column = _distinct(column.compact())
         heap = column.heap
         assert heap is not None
         if len(heap) <= max(256, rows // 4) and heap.offsets[-1] <= CHUNK_BYTES_TARGET:
-            encoding = "dictionary"
-            width = 1 if len(heap) <= 1 << 8 else 2 if len(heap) <= 1 << 16 else 4
-            data, chunk_rows = column.data.astype(f"<u{width}"), CHUNK_ROWS_MAX
+            packing, encoding, chunk_rows = Packing((len(heap) - 1).bit_length(), 0), "dictionary", CHUNK_ROWS_MAX
             writer.put(0, OFFSETS, heap.offsets.astype("<u4"))
             writer.put(0, BYTES, heap.data)
         else:
             encoding, chunk_rows = "heap", _write_heaps(writer, column, heap)
+    elif column_id not in (CODES, STARTS) and not dtype.is_vector:
+        chosen = choose(column)
+        if chosen is not None and _saves(rows, dtype.numpy.itemsize, chosen.width):
+            packing, encoding, chunk_rows = chosen, "packed", CHUNK_ROWS_MAX
     for chunk, first in enumerate(range(0, rows, chunk_rows)):
-        stop = min(first + chunk_rows, rows)
-        if encoding != "heap":
-            writer.put(chunk, DATA, data[first:stop])
-        if column.valid is not None and not column.valid[first:stop].all():
-            writer.put(chunk, VALID, np.packbits(column.valid[first:stop], bitorder="little"))
-    return info(encoding, chunk_rows)
+        data, valid = _part(column, first, first + chunk_rows)
+        if encoding == "plain":
+            writer.put(chunk, DATA, data)
+        elif packing.width:
+            writer.put(chunk, DATA, packed(packing, data, valid))
+        if valid is not None:
+            writer.put(chunk, VALID, np.packbits(valid, bitorder="little"))
+    facts = (packing.width, packing.base, packing.exponent)
+    return ColumnInfo(column_id, dtype, encoding, chunk_rows, nulls, *facts, writer.chunks)
+
+
+def _part(column: Column, first: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Some rows of a column: data, and validity if one of them is null."""
+    valid = None if column.valid is None else column.valid[first:stop]
+    return column.data[first:stop], None if valid is None or valid.all() else valid
+
+
+def _saves(rows: int, value_bytes: int, width: int) -> bool:
+    """Whether packing is worth its price: short columns may even grow."""
+    return 8 * words_of(rows, width) <= (1 - PACKED_SAVING_MIN) * rows * value_bytes
 
 
 def _pack_info(info: SegmentInfo) -> bytes:
     columns = []
     for column in info.columns.values():
         chunks = [[*at, *ref] for at, ref in column.chunks.items()]
-        facts = [column.id, column.dtype.name, column.encoding, column.chunk_rows, column.null_count, column.constant]
-        columns.append([*facts, chunks])
+        facts = [column.id, column.dtype.name, column.encoding, column.chunk_rows, column.null_count]
+        columns.append([*facts, column.width, column.base, column.exponent, chunks])
     zone = [info.rows, info.event_min, info.event_max, info.code_min, info.code_max]
     return pack([zone, columns])
 
@@ -198,4 +209,4 @@ def write_dead(txn: WriteTxn, table_id: int, ref: SegmentRef, positions: NDArray
     version = ref.dead_version + 1
     raw = positions.astype("<i4").tobytes()
     txn.put(dead_key(table_id, ref.id, version), raw)
-    return SegmentRef(ref.id, ref.crc, ref.rows, version, len(positions), zlib.crc32(raw))
+    return SegmentRef(ref.id, ref.crc, ref.rows, version, len(positions), checksum(raw))

@@ -13,7 +13,7 @@ from featuredb.limits import FORMAT_MAGIC, FORMAT_VERSION, NS_COMMIT, NS_FORMAT,
 from featuredb.online.index import BATCH_ROWS
 from featuredb.schema import DTYPES
 from featuredb.storage.keys import decode_keys
-from featuredb.storage.keyspace import KeySpace
+from featuredb.storage.keyspace import KeySpace, code_of
 from featuredb.storage.records import unpack
 from featuredb.storage.registry import Registry, StoredTable, read_registry
 from featuredb.verify.report import Check
@@ -126,16 +126,18 @@ def check_key_space(check: Check, entities: tuple[str, ...], number: int) -> Non
 
 def _read_tree(check: Check, prefix: bytes) -> tuple[Heap, NDArray[np.uint32]]:
     """Keys and codes of the tree entries of a key space, in key order."""
-    keys, codes = list[Heap](), [np.zeros(0, dtype=np.uint32)]
+    keys, codes = list[Heap](), list[int]()
     entries = check.txn.scan(prefix)
     # In batches: the garbage collector walks all views that are held.
     while batch := list(islice(entries, BATCH_ROWS)):
-        keys.append(Heap.of([bytes(key[len(prefix) :]) for key, _ in batch]))
-        values = [value for _, value in batch]
-        if set(map(len, values)) != {4}:
-            raise CorruptionError("a code of the tree is not 4 bytes long")
-        codes.append(np.frombuffer(b"".join(values), dtype="<u4"))
-    return _joined(keys), np.concatenate(codes)
+        names = [bytes(key[len(prefix) :]) for key, _ in batch]
+        for key, (_, value) in zip(names, batch, strict=True):
+            code = code_of(key, value)
+            if code is None:
+                raise CorruptionError(f"the code of key {key.hex()} in the tree is damaged")
+            codes.append(code)
+        keys.append(Heap.of(names))
+    return _joined(keys), np.array(codes, dtype=np.uint32)
 
 
 def _joined(parts: list[Heap]) -> Heap:

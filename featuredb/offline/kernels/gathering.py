@@ -63,7 +63,11 @@ def gather_decimals(positions, rows, cells, addresses, power, fill, out, valid):
     table, valid_table, shift, width = cells[0, TABLE], cells[0, VALID], cells[0, SHIFT], cells[0, WIDTH]
     mask, align, base = cells[0, MASK], cells[0, ALIGN], cells[0, BASE]
     flags = len(valid) > 0
-    for i in range(len(positions)):
+    count = len(positions)
+    far = width >= _AHEAD_BITS_MIN
+    for i in range(count):
+        if far and i + _AHEAD < count:
+            prefetch_at(addresses, table, shift, width, max(np.int64(positions[i + _AHEAD]), 0))
         position = np.int64(positions[i])
         row = rows[i]
         present = position >= 0

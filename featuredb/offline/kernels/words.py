@@ -6,9 +6,10 @@ other from the least significant bit of the first byte on. The packed integer ``
 that every value is `base`; the addresses are then those of any word. A plain array of integers is packed as well, with
 the width of its dtype and base 0.
 
-A value is read with the word of 8 bytes that begins with its first byte, so it has at most 57 bits, and up to 8 bytes
-from there on must be readable. Plain arrays end where they end: of these the aligned word that holds the value is read
-(`align` is -8 instead of -1), which no page boundary divides. Callers see to it that positions are within the column.
+A value is read with the 8 bytes that begin with its first; only one of more than 57 bits may need a ninth. Packed chunks
+have a word more than they need, so that all of these are there. Plain arrays end where they end: of these the aligned
+word that holds the value is read (`align` is -8 instead of -1), which no page boundary divides. Callers see to it that
+positions are within the column.
 """
 
 # mypy: ignore-errors
@@ -69,8 +70,12 @@ def unpacked(addresses, table, shift, width, mask, align, position):
     """The packed integer at `position`, without the base."""
     bit = (position & ((1 << shift) - 1)) * width
     byte = (bit >> 3) & align
-    word = load_word(addresses[table + (position >> shift)], byte)
-    return np.int64((word >> np.uint64(bit - (byte << 3))) & np.uint64(mask))
+    first = bit - (byte << 3)
+    address = addresses[table + (position >> shift)]
+    word = load_word(address, byte) >> np.uint64(first)
+    if first + width > 64:
+        word |= np.uint64(load_byte(address, byte + 8)) << np.uint64(64 - first)
+    return np.int64(word & np.uint64(mask))
 
 
 @njit(nogil=True)
