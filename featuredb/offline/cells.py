@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.errors import CorruptionError
 from featuredb.offline import kernels
 from featuredb.offline.kernels.words import SHIFT, TABLE
 from featuredb.offline.kernels.words import VALID as VALID_TABLE
@@ -70,15 +69,17 @@ class Located:
 
 @dataclass(slots=True)
 class Searchable:
-    """What a search reads of a segment: the columns, their records, (rows, entities, least and greatest event).
+    """What a search reads of a segment: its columns, and (rows, entities, least event, greatest event).
 
-    ``minima`` are the earliest times that any of each 64, and of each 4096, rows became known; empty if every row counts.
+    ``dead`` is a column of bits, in memory: which rows were replaced. ``minima`` are the earliest times that any of
+    each 64, and of each 4096, rows became known; empty if every row counts.
     """
 
     columns: tuple[Located, ...]
     cells: NDArray[Any]
     addresses: NDArray[np.uint64]
     zone: NDArray[np.int64]
+    dead: NDArray[np.uint64]
     minima: tuple[NDArray[np.int64], NDArray[np.int64]]
 
     @property
@@ -98,13 +99,13 @@ def locate(reader: SegmentReader, column_id: int) -> Located:
 def _locate(reader: SegmentReader, column: ColumnInfo) -> Located:
     width, base = _packing(column)
     if not 0 <= width <= 64 and not column.dtype.is_vector:
-        raise _damaged(reader, column, f"its values have {width} bits")
+        raise reader.damaged(column, f"its values have {width} bits")
     chunks = 1 + max((chunk for chunk, _ in column.chunks), default=-1)
     if column.id not in (CODES, STARTS):
         chunks = max(chunks, len(reader.chunk_bounds(column.id)))
     shift = column.chunk_rows.bit_length() - 1
     if column.chunk_rows != 1 << shift:
-        raise _damaged(reader, column, f"chunks of {column.chunk_rows} rows, which is no power of two")
+        raise reader.damaged(column, f"chunks of {column.chunk_rows} rows, which is no power of two")
     owned: list[Any] = []
     words = [address_of(_ZERO.data)] * max(chunks, 1)
     if width:
@@ -137,22 +138,18 @@ def _packing(column: ColumnInfo) -> tuple[int, int]:
     return column.width, column.base
 
 
-def _damaged(reader: SegmentReader, column: ColumnInfo, what: str) -> CorruptionError:
-    return CorruptionError(
-        f"table {reader.info.table_id}, segment {reader.ref.id}, column {column.id}: {what}; "
-        "run `featuredb verify`, and restore the file from a backup"
-    )
-
-
 def _address(reader: SegmentReader, column: ColumnInfo, chunk: int, part: int, width: int, owned: list[Any]) -> int:
     """Where a chunk lies, which is long enough for its rows of `width` bits."""
     if (chunk, part) not in column.chunks:
-        raise _damaged(reader, column, f"no chunk {chunk}")
+        raise reader.damaged(column, f"it has no chunk {chunk}")
     raw = reader.stored(column.id, chunk, part)
-    rows = min(column.chunk_rows, reader.rows - chunk * column.chunk_rows)
-    packed = part == DATA and column.encoding != "plain"
-    if column.id not in (CODES, STARTS) and len(raw) < (8 * words_of(rows, width) if packed else -(-rows * width // 8)):
-        raise _damaged(reader, column, f"chunk {chunk} has {len(raw)} bytes, too few for {rows} values")
+    if column.id not in (CODES, STARTS):
+        rows = min(column.chunk_rows, reader.rows - chunk * column.chunk_rows)
+        packed = part == DATA and column.encoding != "plain"
+        nbytes = 8 * words_of(rows, width) if packed else -(-rows * width // 8)
+        if len(raw) != nbytes:
+            unit = 8 if packed else max(width // 8, 1)
+            raise reader.damaged(column, f"a chunk has {len(raw) // unit} values instead of {nbytes // unit}")
     address = address_of(raw)
     if address % 8 == 0:
         return address
@@ -198,9 +195,9 @@ def searchable(reader: SegmentReader, knows: bool, commit_times: NDArray[np.int6
 
 def _searchable(reader: SegmentReader, knows: bool, commit_times: NDArray[np.int64], threads: int | None) -> Searchable:
     columns = tuple(locate(reader, column_id) for column_id in _SEARCHED)
-    # Which rows are dead is a column of bits in memory.
     dead = _dead_words(reader)
-    bits = (0, -1, _ONE_CHUNK, *_how(len(dead) > 1, 0))
+    some_dead = reader.ref.dead_count > 0
+    bits = (0, -1, _ONE_CHUNK, *_how(int(some_dead), 0))
     cells = np.concatenate([*(column.cells for column in columns), np.array([bits], dtype=np.int64)])
     addresses = [*(column.addresses for column in columns), np.array([address_of(dead.data)], dtype=np.uint64)]
     cells[:, TABLE] = np.cumsum([0, *map(len, addresses[:-1])])
@@ -209,12 +206,11 @@ def _searchable(reader: SegmentReader, knows: bool, commit_times: NDArray[np.int
     zone = np.array([reader.rows, len(entity_codes), reader.info.event_min, reader.info.event_max], dtype=np.int64)
     # Most segments have these as one value each. Where not, all of them are checked at once.
     trust([(reader, located, None) for located in (codes, starts, created, *([commit] if knows else []))], threads)
-    found = Searchable(
-        columns, frozen(cells), frozen(np.concatenate(addresses)), frozen(zone), (frozen(_NO_TIMES), frozen(_NO_TIMES))
-    )
-    if knows or len(dead) > 1:
+    every_row_counts = (frozen(_NO_TIMES), frozen(_NO_TIMES))
+    table = frozen(np.concatenate(addresses))
+    found = Searchable(columns, frozen(cells), table, frozen(zone), dead, every_row_counts)
+    if knows or some_dead:
         found.minima = _minima(found, commit_times, knows)
-    columns[0].owned.append(dead)
     return found
 
 

@@ -157,7 +157,8 @@ class KeyDictionary:
     def _find_bytes(self, txn: ReadTxn, keys: Heap, threads: int | None) -> NDArray[np.int32]:
         held, _, slots = self._read(txn)
         out = np.empty(len(keys), dtype=np.int32)
-        offsets, data, held_offsets, held_data = map(frozen, (keys.offsets, keys.data, held.offsets, held.data))
+        offsets, data = frozen(keys.offsets), frozen(keys.data)
+        held_offsets, held_data = frozen(held.offsets), frozen(held.data)
 
         def find(start: int, stop: int) -> None:
             kernels.find_bytes(offsets[start : stop + 1], data, held_offsets, held_data, slots, out[start:stop])
@@ -170,7 +171,7 @@ class KeyDictionary:
         assert column.heap is not None
         entries = np.arange(len(column.heap), dtype=np.int32)
         codes = self._find_bytes(txn, encode_keys([Column(column.dtype, entries, None, column.heap)]), threads)
-        return codes[column.data]
+        return codes.take(column.data)
 
     def keys(self, txn: ReadTxn, codes: NDArray[np.int32]) -> Heap:
         """The key bytes of each code."""

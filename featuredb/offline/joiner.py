@@ -171,14 +171,13 @@ class Joiner:
 
     def _search(self, use: TableUse, query: Query, plan: TablePlan) -> Found:
         with self._explanation.stage("search", plan):
-            found = search(
+            return search(
                 self._readers[use.table.id],
                 query,
                 with_times=use.name in self._selection.event_timestamps,
                 threads=self._threads,
                 plan=plan,
             )
-        return found
 
     def _known_us(self, known: Column | None) -> NDArray[np.int64]:
         """The times by which rows must have been known: one for each row of the batch, or one for all."""

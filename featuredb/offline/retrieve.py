@@ -404,6 +404,9 @@ class StoredTrainingSet(TrainingSet):
         self._columns_of_all()
         return dict(self._lineage)
 
+    def _rows_in_all(self) -> int | None:
+        return None
+
     def _lineage_json(self) -> bytes:
         return json.dumps(self._lineage, separators=(",", ":")).encode()
 

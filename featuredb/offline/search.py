@@ -1,4 +1,4 @@
-"""As-of search over the segments of a table. Searching gives positions; `featuredb.offline.gather` makes columns of them.
+"""As-of search over the segments of a table: it gives positions, and `featuredb.offline.gather` makes columns of them.
 
 Joins, retrieval, materialization, partial rows and verification all search here.
 """
@@ -15,6 +15,7 @@ from featuredb.limits import ABSENT_US
 from featuredb.offline import kernels
 from featuredb.offline.cells import Searchable, searchable, trust
 from featuredb.offline.explain import TablePlan
+from featuredb.offline.kernels.searching import LANES
 from featuredb.storage.segment import EVENT, SegmentReader, frozen
 from featuredb.threads import over_items, over_rows, ranges
 
@@ -32,10 +33,10 @@ class Query:
     """What to search for, sorted by code.
 
     Query ``i`` asks for the greatest row of ``codes[i]``, and is for row ``rows[i]`` of the result: its event at most
-    ``times[rows[i]]``, no more than `max_age_us` before that, and not before `floor_us`. If `known_us` is not empty (one
-    time for each row of the result, or one for all), it was known by then: by its created timestamp or, without one, by
-    ``commit_times[commit]``. Rows of the result that no query is for follow in `rows`, behind the queries. All times lie
-    between `earliest_us` and `latest_us`.
+    ``times[rows[i]]``, no more than `max_age_us` before that, and not before `floor_us`. If `known_us` is not empty
+    (one time for each row of the result, or one for all), it was known by then: by its created timestamp or, without
+    one, by ``commit_times[commit]``. Rows of the result that no query is for follow in `rows`, behind the queries. All
+    times lie between `earliest_us` and `latest_us`.
     """
 
     codes: NDArray[np.int32]
@@ -161,6 +162,7 @@ def search(
     codes, commit_times = frozen(query.codes), frozen(query.commit_times)
 
     def work(start: int, stop: int) -> None:
+        scratch = np.empty((2, LANES), dtype=np.int64)
         for low in range(start, stop, _SEARCH_ROWS):
             part = slice(low, min(low + _SEARCH_ROWS, stop))
             event, created = found.event[part], found.created[part]
@@ -188,6 +190,7 @@ def search(
                     created,
                     found.segment[part],
                     found.position[part],
+                    *scratch,
                 )
 
     if chosen:

@@ -24,6 +24,7 @@ from featuredb.offline.explain import Explanation
 from featuredb.offline.joiner import SUBJECT, Joiner, Selection, select
 from featuredb.offline.lineage import PARQUET_KEY, EntityHash, file_id, known_at_text, snapshot_name
 from featuredb.offline.prepare import missing_columns
+from featuredb.progress import Report, reporter
 from featuredb.schema import DTYPES, Alias, DType, FeatureService, check_aliases
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.log import last_commit
@@ -308,7 +309,7 @@ class TrainingSet:
             array.flags.writeable = False
         return arrays
 
-    def to_parquet(self, path: str | os.PathLike[str]) -> int:
+    def to_parquet(self, path: str | os.PathLike[str], *, progress: bool | Report | None = None) -> int:
         """Write the entity dataframe with the feature columns to a Parquet file (zstd).
 
         The file appears when it is whole. Unless the join is already computed, entity dataframes of
@@ -321,6 +322,9 @@ class TrainingSet:
         ----------
         path : str or os.PathLike
             Replaced if it exists.
+        progress : bool or callable, optional
+            True or False to show a progress bar or not; by default it is shown on a terminal. A
+            callable is called with (rows written, rows in all or None) after each batch.
 
         Returns
         -------
@@ -337,13 +341,18 @@ class TrainingSet:
             If pyarrow is not installed.
         """
         rows = 0
-        with ParquetWriter(path) as writer:
+        with ParquetWriter(path) as writer, reporter(progress, "join") as report:
             for table in self._tables():
                 # Where metadata cannot follow, what is known by now comes first.
                 writer.write(table, {PARQUET_KEY: self._lineage_json()})
                 rows += table.num_rows
+                report(rows, self._rows_in_all())
             writer.annotate({PARQUET_KEY: self._lineage_json()})
         return rows
+
+    def _rows_in_all(self) -> int | None:
+        """Rows of the result, where that is known before it is computed."""
+        return self._given.rows
 
     def _lineage_json(self) -> bytes:
         lineage = self._lineage if self._entities is None else self.lineage

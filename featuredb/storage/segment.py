@@ -182,7 +182,7 @@ class SegmentReader:
         key = self._key(column_id, chunk, part)
         raw = self._txn.get(key)
         if raw is None or len(raw) != size:
-            raise self._damage(key, "is missing" if raw is None else f"has {len(raw)} bytes instead of {size}")
+            raise self._chunk_error(key, "is missing" if raw is None else f"has {len(raw)} bytes instead of {size}")
         return raw
 
     def is_checked(self, column_id: int, chunk: int, part: int) -> bool:
@@ -211,14 +211,14 @@ class SegmentReader:
     def _checked(self, key: bytes, size: int, expected: int, dtype: str) -> NDArray[Any]:
         raw, fault = self._fault(key, size, expected)
         if fault is not None:
-            raise self._damage(key, fault)
+            raise self._chunk_error(key, fault)
         values = np.frombuffer(raw, dtype=dtype)
         # Small chunks share a page with others and may lie at any even address; kernels want alignment, and so
         # do the elements of vectors, which the flag of a void array does not tell.
         aligned = values.flags.aligned and (dtype[-1:] == "1" or values.__array_interface__["data"][0] % 8 == 0)
         return values if aligned else frozen(values.copy())
 
-    def _damage(self, key: bytes, fault: str) -> CorruptionError:
+    def _chunk_error(self, key: bytes, fault: str) -> CorruptionError:
         return CorruptionError(
             f"table {self.info.table_id}, segment {self.ref.id}: chunk {key.hex()} {fault}; "
             "run `featuredb verify`, and restore the file from a backup"
@@ -231,10 +231,11 @@ class SegmentReader:
 
     def _expect(self, values: NDArray[Any], rows: int, column: ColumnInfo) -> NDArray[Any]:
         if len(values) != rows:
-            raise self._damaged(column, f"a chunk has {len(values)} values instead of {rows}")
+            raise self.damaged(column, f"a chunk has {len(values)} values instead of {rows}")
         return values
 
-    def _damaged(self, column: ColumnInfo, what: str) -> CorruptionError:
+    def damaged(self, column: ColumnInfo, what: str) -> CorruptionError:
+        """What to raise if a column is not as it must be."""
         return CorruptionError(f"table {self.info.table_id}, segment {self.ref.id}, column {column.id}: {what}")
 
     def words(self, column: ColumnInfo, chunk: int, rows: int) -> NDArray[np.uint64]:
@@ -242,7 +243,7 @@ class SegmentReader:
         if not column.width:
             return frozen(np.zeros(0, dtype=np.uint64))
         if not 0 < column.width <= 64:
-            raise self._damaged(column, f"its values have {column.width} bits")
+            raise self.damaged(column, f"its values have {column.width} bits")
         found = self._raw(column, chunk, DATA, "<u8")
         return self._expect(found, words_of(rows, column.width), column)
 
@@ -312,7 +313,7 @@ class SegmentReader:
             return Column(column.dtype, data, valid, own)
         data = self._values(column, chunk, rows)
         if heap is not None and len(data) and data.view(np.uint32).max() >= len(heap):
-            raise self._damaged(column, "an entry number is not in its dictionary")
+            raise self.damaged(column, "an entry number is not in its dictionary")
         if valid is not None and column.encoding != "plain":
             # What is packed under a null is the base.
             data[~valid] = 0

@@ -42,7 +42,7 @@ def counts_to_starts(counts):
 
 @njit(**_options)
 def place_by_code(codes, starts, first, order, out):
-    """One part of a counting sort: each code goes to its place in `out`, its row number, from `first` on, in `order`."""
+    """One part of a counting sort: codes go to their places in `out`, row numbers, from `first` on, in `order`."""
     for i in range(len(codes)):
         code = codes[i]
         place = starts[code]

@@ -2,14 +2,14 @@
 
 A column of a segment is described by seven integers, in the order of `TABLE` to `ALIGN`. Its chunks begin at
 ``addresses[table]``, ``addresses[table + 1]``, ...; a chunk has ``1 << shift`` values of `width` bits, one after the
-other from the least significant bit of the first byte on. The packed integer ``v`` stands for ``base + v``. Width 0 means
-that every value is `base`; the addresses are then those of any word. A plain array of integers is packed as well, with
-the width of its dtype and base 0.
+other from the least significant bit of the first byte on. The packed integer ``v`` stands for ``base + v``. Width 0
+means that every value is `base`; the addresses are then those of any word. A plain array of integers is packed as
+well, with the width of its dtype and base 0.
 
-A value is read with the 8 bytes that begin with its first; only one of more than 57 bits may need a ninth. Packed chunks
-have a word more than they need, so that all of these are there. Plain arrays end where they end: of these the aligned
-word that holds the value is read (`align` is -8 instead of -1), which no page boundary divides. Callers see to it that
-positions are within the column.
+A value is read with the 8 bytes that begin with its first; only one of more than 57 bits may need a ninth. Packed
+chunks have a word more than they need, so that all of these are there. Plain arrays end where they end: of these the
+aligned word that holds the value is read (`align` is -8 instead of -1), which no page boundary divides. Callers see to
+it that positions are within the column.
 """
 
 # mypy: ignore-errors
