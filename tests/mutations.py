@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("tests/test_join.py", "tests/test_online.py", "tests/test_ingest_order.py", "tests/test_database.py")
+TESTS = (
+    "tests/test_join.py",
+    "tests/test_online.py",
+    "tests/test_ingest_order.py",
+    "tests/test_database.py",
+    "tests/test_cells.py",
+    "tests/test_explain.py",
+)
 
 
 @dataclass(frozen=True)
@@ -32,38 +39,62 @@ FAULTS = (
     Fault(
         "event before the row's time only, not at it",
         "offline/kernels/searching.py",
-        "            if event[middle] <= time:\n",
-        "            if event[middle] < time:\n",
+        "np.int64(event <= times[first + j])",
+        "np.int64(event < times[first + j])",
     ),
     Fault(
         "max age excludes its end",
         "offline/kernels/searching.py",
-        "if place < slice_start or event[place] < oldest[i]:",
-        "if place < slice_start or event[place] <= oldest[i]:",
+        "if place < slice_start or event < oldest or",
+        "if place < slice_start or event <= oldest or",
     ),
     Fault(
         "knowledge time is ignored",
-        "offline/search.py",
-        "        knowledge[:] = np.where(created == ABSENT_US, query.commit_times[commit], created)\n",
-        "        knowledge[:] = ABSENT_US\n",
+        "offline/kernels/searching.py",
+        "    if not knows:\n",
+        "    if True:\n",
     ),
     Fault(
         "rows without a created timestamp are always known",
-        "offline/search.py",
-        "np.where(created == ABSENT_US, query.commit_times[commit], created)",
-        "created",
+        "offline/kernels/searching.py",
+        "    return commit_times[min(",
+        "    return created + 0 * commit_times[min(",
     ),
     Fault(
         "replaced rows live on for joins as of a knowledge time",
+        "offline/kernels/searching.py",
+        "        return np.int64(NEVER)\n",
+        "        return np.int64(ABSENT)\n",
+    ),
+    Fault(
+        "the last of the queries searched in step takes a step less",
+        "offline/kernels/searching.py",
+        "            longest = max(longest, sizes[j])\n",
+        "            longest = max(longest, sizes[0])\n",
+    ),
+    Fault(
+        "a segment is passed over for what an older one has",
+        "offline/kernels/searching.py",
+        "or best_event[i] > event_max:",
+        "or best_event[i] > event_min:",
+    ),
+    Fault(
+        "of a packed value that ends in a ninth byte, its end is lost",
+        "offline/kernels/words.py",
+        "    if first + width > 64:\n",
+        "    if first + width > 72:\n",
+    ),
+    Fault(
+        "the values of the second thread go where those of the first do",
         "offline/search.py",
-        "    knowledge[dead] = NEVER_US\n",
-        "",
+        "starts[part], bounds[part][0], order, ordered",
+        "starts[part], 0, order, ordered",
     ),
     Fault(
         "a block of unknown rows is stepped over by one too many",
         "offline/kernels/searching.py",
-        "                    place -= 64\n",
-        "                    place -= 65\n",
+        "                        place -= 64\n",
+        "                        place -= 65\n",
     ),
     Fault(
         "of equal event timestamps the earlier created wins",
@@ -85,15 +116,15 @@ FAULTS = (
     ),
     Fault(
         "nulls are joined as zeros",
-        "offline/search.py",
-        "            if nulls is not None:\n                valid[rows] = nulls\n",
-        "",
+        "offline/kernels/words.py",
+        "    return address == 0 or",
+        "    return address >= 0 or",
     ),
     Fault(
         "a null event timestamp of the entity dataframe matches",
-        "offline/training.py",
-        "usable = np.ones(frame.rows, dtype=np.bool_) if times.valid is None else times.valid",
-        "usable = np.ones(frame.rows, dtype=np.bool_)",
+        "offline/joiner.py",
+        "            usable = times.valid\n",
+        "            usable = None\n",
     ),
     Fault(
         "max age is ignored online",
