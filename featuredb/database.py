@@ -451,6 +451,7 @@ class Database(Definitions, Snapshots, Maintenance):
         full_feature_names: bool = False,
         include_event_timestamps: bool = False,
         event_timestamp_column: str = "event_timestamp",
+        threads: int | None = None,
     ) -> TrainingSet:
         """Join features onto an entity dataframe, as they were at each row's event timestamp.
 
@@ -489,6 +490,8 @@ class Database(Definitions, Snapshots, Maintenance):
             Add a column ``table__event_timestamp`` for each table: when the row that was used happened.
         event_timestamp_column : str
             Column of `entity_df`, or without one of the result, with the timestamps.
+        threads : int, optional
+            Compute with at most so many threads; left out, with one for each core. The result is the same.
 
         Returns
         -------
@@ -534,6 +537,7 @@ class Database(Definitions, Snapshots, Maintenance):
             full_feature_names=full_feature_names,
             include_event_timestamps=include_event_timestamps,
             event_timestamp_column=event_timestamp_column,
+            threads=threads,
         )
 
     # --- serve --------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ _OUTPUT_SUFFIXES = (".parquet", ".pq", ".csv")
 @click.option("--known-at", metavar="TIME|COLUMN", help="Use only what was known by then.")
 @click.option("--event-timestamp-column", metavar="COLUMN", default="event_timestamp", show_default=True)
 @click.option("--include-event-timestamps", is_flag=True, help="Add TABLE__event_timestamp for each table.")
+@click.option("--threads", metavar="N", type=int, help="Use at most N threads instead of one for each core.")
+@click.option("--explain", is_flag=True, help="Tell what was searched and read, how, and in what time.")
 @at_option
 @json_option
 def join(
@@ -57,6 +59,8 @@ def join(
     known_at: str | None,
     event_timestamp_column: str,
     include_event_timestamps: bool,
+    threads: int | None,
+    explain: bool,
     at: str | None,
     as_json: bool,
 ) -> None:
@@ -80,15 +84,19 @@ def join(
             full_feature_names=full_feature_names,
             include_event_timestamps=include_event_timestamps,
             event_timestamp_column=event_timestamp_column,
+            threads=threads,
         )
         rows = _write_csv(training, out) if out.lower().endswith(".csv") else training.to_parquet(out)
         commit = training.commit_id
     seconds = time.perf_counter() - began
     nbytes = os.path.getsize(out)
     if as_json:
-        print_json({"rows": rows, "out": out, "bytes": nbytes, "commit_id": commit, "seconds": seconds})
-    else:
-        click.echo(f"{out}: {count(rows, 'row')}, {size(nbytes)}, joined at commit {commit} in {seconds:.2f} s")
+        explained = {"explain": training.explain().to_dict()} if explain else {}
+        print_json({"rows": rows, "out": out, "bytes": nbytes, "commit_id": commit, "seconds": seconds, **explained})
+        return
+    click.echo(f"{out}: {count(rows, 'row')}, {size(nbytes)}, joined at commit {commit} in {seconds:.2f} s")
+    if explain:
+        click.echo(str(training.explain()))
 
 
 def _refuse_nested(db: Database, wanted: str | Sequence[str]) -> None:

@@ -68,7 +68,7 @@ def _filled(column: Column, valid: NDArray[np.bool_] | None) -> NDArray[Any]:
     if column.dtype.is_variable:
         return _objects(column, valid)
     data = column.data.view("M8[us]") if column.dtype.name == "timestamp" else column.data
-    if valid is None or not (column.dtype.is_float or column.dtype.name == "timestamp"):
+    if valid is None or column.filled or not (column.dtype.is_float or column.dtype.name == "timestamp"):
         return data
     return np.where(valid, data, data.dtype.type("NaT" if data.dtype.kind == "M" else "nan"))
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Heap
+from featuredb.columns import Column, Heap
 from featuredb.limits import KEYS_PER_BLOCK
 from featuredb.offline import kernels
 from featuredb.schema import DType
 from featuredb.storage.env import ReadTxn
+from featuredb.storage.keys import encode_keys, key_words, too_long
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.segment import frozen
+from featuredb.threads import over_rows
 
-# Below this many keys a look-up in the tree beats reading the whole dictionary.
+# So many look-ups in the tree cost less than reading the dictionary: of a small one, and for each key of a large one.
 TREE_LOOKUPS_MAX = 512
+TREE_LOOKUPS_PER_KEY = 1 / 16
+# Keys are put into words so many at a time, in the cache.
+_ROWS_AT_A_TIME = 1 << 14
 
 
 def _table(entries: int) -> NDArray[np.int32]:
@@ -25,11 +31,11 @@ def _table(entries: int) -> NDArray[np.int32]:
 
 
 def _words(keys: Heap, width: int) -> NDArray[np.uint64]:
-    """Keys of `width` <= 8 bytes each as 64-bit words; zero where there is no key."""
+    """Keys of `width` <= 8 bytes each as integers: see `key_words`. Zero where there is no key."""
     padded = np.zeros((len(keys), 8), dtype=np.uint8)
     whole = slice(None) if len(keys.data) == width * len(keys) else np.diff(keys.offsets) > 0
-    padded[whole, :width] = keys.data.reshape(-1, width)
-    return padded.view("<u8").reshape(-1)
+    padded[whole, 8 - width :] = keys.data.reshape(-1, width)
+    return padded.view(">u8").reshape(-1).astype(np.uint64)
 
 
 def word_width(dtypes: tuple[DType, ...]) -> int:
@@ -68,6 +74,8 @@ class KeyDictionary:
         self._keys = Heap.of([])
         self._words = np.zeros(0, dtype=np.uint64)
         self._slots = _table(0)
+        # Keys that were looked up in the tree, which the dictionary would have answered sooner in the end.
+        self._lookups = 0
 
     def _extend(self, txn: ReadTxn) -> None:
         generation = self._space.generation(txn)
@@ -100,21 +108,83 @@ class KeyDictionary:
 
     def lookup(self, txn: ReadTxn, keys: Heap) -> NDArray[np.int32]:
         """The code of each key, -1 where unknown."""
-        if len(keys) <= TREE_LOOKUPS_MAX and not len(self._keys):
+        if self._prefers_tree(txn, len(keys)):
             return self._space.lookup(txn, keys.tolist())
+        if not self._width:
+            return self._find_bytes(txn, keys, None)
+        return self._find_words(txn, len(keys), lambda part: _words(keys, self._width)[part], None)
+
+    def codes(
+        self, txn: ReadTxn, columns: Sequence[Column], threads: int | None = None
+    ) -> tuple[NDArray[np.int32], str]:
+        """The code of each row's key, -1 where it is unknown, and how it was found.
+
+        `columns` are one for each entity. The code of a row where one of them is null has no meaning.
+        """
+        first = columns[0]
+        if any(column.heap is not None and not len(column.heap) for column in columns):
+            return np.full(len(first), -1, dtype=np.int32), "nothing to look up"
+        if self._prefers_tree(txn, len(first)):
+            keys = encode_keys(columns)
+            codes = np.full(len(keys), -1, dtype=np.int32)
+            short = np.setdiff1d(np.arange(len(keys)), too_long(keys))
+            codes[short] = self._space.lookup(txn, keys.take(short).tolist())
+            return codes, "look-ups in the tree"
+        if self._width:
+            found = self._find_words(txn, len(first), lambda part: key_words(columns, part), threads)
+        elif len(columns) == 1 and first.heap is not None:
+            found = self._find_distinct(txn, first, threads)
+        else:
+            found = self._find_bytes(txn, encode_keys(columns), threads)
+        return found, "hashed dictionary"
+
+    def _prefers_tree(self, txn: ReadTxn, rows: int) -> bool:
+        """Whether so many more look-ups in the tree cost less than reading the dictionary."""
+        with self._lock:
+            if len(self._keys):
+                return False
+            self._lookups += rows
+            return self._lookups <= TREE_LOOKUPS_MAX or self._lookups <= TREE_LOOKUPS_PER_KEY * self._space.count(txn)
+
+    def _read(self, txn: ReadTxn) -> tuple[Heap, NDArray[np.uint64], NDArray[np.int32]]:
         with self._lock:
             self._extend(txn)
-            held, words, slots = self._keys, self._words, self._slots
-        out = np.empty(len(keys), dtype=np.int32)
-        if self._width:
-            kernels.find_words(_words(keys, self._width), words, slots, out)
-        else:
-            heaps = (frozen(array) for array in (keys.offsets, keys.data, held.offsets, held.data))
-            kernels.find_bytes(*heaps, slots, out)
+            return self._keys, self._words, self._slots
+
+    def _find_words(
+        self, txn: ReadTxn, rows: int, words_of: Callable[[slice], NDArray[np.uint64]], threads: int | None
+    ) -> NDArray[np.int32]:
+        _, words, slots = self._read(txn)
+        out = np.empty(rows, dtype=np.int32)
+
+        def find(start: int, stop: int) -> None:
+            for low in range(start, stop, _ROWS_AT_A_TIME):
+                part = slice(low, min(low + _ROWS_AT_A_TIME, stop))
+                kernels.find_words(words_of(part), words, slots, out[part])
+
+        over_rows(rows, find, threads)
         return out
+
+    def _find_bytes(self, txn: ReadTxn, keys: Heap, threads: int | None) -> NDArray[np.int32]:
+        held, _, slots = self._read(txn)
+        out = np.empty(len(keys), dtype=np.int32)
+        offsets, data = frozen(keys.offsets), frozen(keys.data)
+        held_offsets, held_data = frozen(held.offsets), frozen(held.data)
+
+        def find(start: int, stop: int) -> None:
+            kernels.find_bytes(offsets[start : stop + 1], data, held_offsets, held_data, slots, out[start:stop])
+
+        over_rows(len(keys), find, threads)
+        return out
+
+    def _find_distinct(self, txn: ReadTxn, column: Column, threads: int | None) -> NDArray[np.int32]:
+        """Of strings, each entry of the heap is looked up once."""
+        assert column.heap is not None
+        entries = np.arange(len(column.heap), dtype=np.int32)
+        codes = self._find_bytes(txn, encode_keys([Column(column.dtype, entries, None, column.heap)]), threads)
+        return codes.take(column.data)
 
     def keys(self, txn: ReadTxn, codes: NDArray[np.int32]) -> Heap:
         """The key bytes of each code."""
-        with self._lock:
-            self._extend(txn)
-            return self._keys.take(codes)
+        held, _, _ = self._read(txn)
+        return held.take(codes)

@@ -19,13 +19,15 @@ from featuredb.errors import Problem, input_error
 from featuredb.frames import RowProblems, TableInput
 from featuredb.limits import INGEST_BATCH_ROWS, INGEST_MEMORY_ROWS, REJECTIONS_KEPT_MAX
 from featuredb.offline import kernels
+from featuredb.offline.chunks import chunks_to_search, event_chunk, system_chunk
 from featuredb.offline.dictionary import KeyDictionary, factorize
+from featuredb.offline.gather import Gatherer
 from featuredb.offline.latest import Latest
 from featuredb.offline.merge import live_dtypes
 from featuredb.offline.partial import fill_from_history, fill_from_online
 from featuredb.offline.prepare import Prepared, prepare, source_columns, within
 from featuredb.offline.rows import last_of_each, same_rows, sort_rows
-from featuredb.offline.search import Found, Gatherer, Query, chunks_to_search, event_chunk, system_chunk
+from featuredb.offline.search import Found
 from featuredb.online.index import OnlineIndex
 from featuredb.progress import Report
 from featuredb.schema import DTYPES, Source
@@ -426,9 +428,8 @@ class _NothingToCommit(Exception):
 def at_positions(reader: SegmentReader, positions: NDArray[np.int32]) -> Found:
     """Rows of one segment at known positions, as a search would have found them."""
     rows = len(positions)
-    times = np.zeros(rows, dtype=np.int64)
-    query = Query(np.zeros(rows, dtype=np.int32), times, times, np.arange(rows), rows)
-    return Found(query, [reader], times, times, np.zeros(rows, dtype=np.int32), positions)
+    no_times = np.zeros(0, dtype=np.int64)
+    return Found([reader], np.arange(rows), np.zeros(rows, dtype=np.int32), positions, no_times, no_times)
 
 
 def find_stored(reader: SegmentReader, rows: Rows, dead: NDArray[np.int32]) -> NDArray[np.int32]:

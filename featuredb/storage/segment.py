@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, Heap, concat, null_column
 from featuredb.errors import CorruptionError
-from featuredb.limits import SEGMENTS_HELD_MAX
+from featuredb.limits import NS_FORMAT, SEGMENTS_HELD_MAX
 from featuredb.schema import DTYPES, DType
-from featuredb.storage.env import ReadTxn
+from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, segment_key
 from featuredb.storage.records import unpack
 
@@ -98,6 +98,11 @@ def frozen(values: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
+def address_of(raw: memoryview) -> int:
+    """Where the bytes begin in memory."""
+    return int(np.frombuffer(raw, dtype=np.uint8).__array_interface__["data"][0])
+
+
 def checksum(raw: memoryview | bytes) -> int:
     """The checksum of a chunk: XXH64, as CRC-32 would take most of the time of a first join."""
     from featuredb.storage import kernels
@@ -139,25 +144,56 @@ class SegmentReader:
         Its descriptor.
     verified : set
         Chunks whose checksum this process has already checked; a chunk is checked when first touched.
+    views : dict
+        For whoever reads by address: what is known of where chunks lie, as long as they lie there.
     """
 
-    def __init__(self, txn: ReadTxn, ref: SegmentRef, info: SegmentInfo, verified: set[tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        txn: ReadTxn,
+        ref: SegmentRef,
+        info: SegmentInfo,
+        verified: set[tuple[int, ...]],
+        views: dict[tuple[int, ...], Any],
+    ) -> None:
         self._txn = txn
         self._verified = verified
+        self.views = views
         self.ref = ref
         self.info = info
         self.rows = info.rows
 
+    def _key(self, column_id: int, chunk: int, part: int) -> bytes:
+        prefix = chunk_prefix(self.info.table_id, self.ref.id) + column_id.to_bytes(4, "big")
+        return prefix + chunk.to_bytes(4, "big") + bytes([part])
+
     def _raw(self, column: ColumnInfo, chunk: int, part: int, dtype: str) -> NDArray[Any]:
         size, expected = column.chunks[chunk, part]
-        key = chunk_prefix(self.info.table_id, self.ref.id) + column.id.to_bytes(4, "big")
-        return self._checked(key + chunk.to_bytes(4, "big") + bytes([part]), size, expected, dtype)
+        return self._checked(self._key(column.id, chunk, part), size, expected, dtype)
 
     def chunk_fault(self, column_id: int, chunk: int, part: int) -> str | None:
         """What is wrong with the bytes of a chunk, None if they are those its descriptor names."""
         size, expected = self.info.columns[column_id].chunks[chunk, part]
-        key = chunk_prefix(self.info.table_id, self.ref.id) + column_id.to_bytes(4, "big")
-        return self._fault(key + chunk.to_bytes(4, "big") + bytes([part]), size, expected)[1]
+        return self._fault(self._key(column_id, chunk, part), size, expected)[1]
+
+    def stored(self, column_id: int, chunk: int, part: int) -> memoryview:
+        """The bytes of a chunk as they lie in the file: of the right length, and perhaps not yet checked."""
+        size, _ = self.info.columns[column_id].chunks[chunk, part]
+        key = self._key(column_id, chunk, part)
+        raw = self._txn.get(key)
+        if raw is None or len(raw) != size:
+            raise self._chunk_error(key, "is missing" if raw is None else f"has {len(raw)} bytes instead of {size}")
+        return raw
+
+    def is_checked(self, column_id: int, chunk: int, part: int) -> bool:
+        """Whether this process has checked the checksum of a chunk."""
+        _, expected = self.info.columns[column_id].chunks[chunk, part]
+        return (int.from_bytes(self._key(column_id, chunk, part)[1:], "big"), expected) in self._verified
+
+    def check(self, column_id: int, chunk: int, part: int) -> None:
+        """Check the checksum of a chunk, unless this process has; from any thread."""
+        size, expected = self.info.columns[column_id].chunks[chunk, part]
+        self._checked(self._key(column_id, chunk, part), size, expected, "u1")
 
     def _fault(self, key: bytes, size: int, expected: int) -> tuple[memoryview, str | None]:
         raw = self._txn.get(key)
@@ -175,15 +211,18 @@ class SegmentReader:
     def _checked(self, key: bytes, size: int, expected: int, dtype: str) -> NDArray[Any]:
         raw, fault = self._fault(key, size, expected)
         if fault is not None:
-            raise CorruptionError(
-                f"table {self.info.table_id}, segment {self.ref.id}: chunk {key.hex()} {fault}; "
-                "run `featuredb verify`, and restore the file from a backup"
-            )
+            raise self._chunk_error(key, fault)
         values = np.frombuffer(raw, dtype=dtype)
         # Small chunks share a page with others and may lie at any even address; kernels want alignment, and so
         # do the elements of vectors, which the flag of a void array does not tell.
         aligned = values.flags.aligned and (dtype[-1:] == "1" or values.__array_interface__["data"][0] % 8 == 0)
         return values if aligned else frozen(values.copy())
+
+    def _chunk_error(self, key: bytes, fault: str) -> CorruptionError:
+        return CorruptionError(
+            f"table {self.info.table_id}, segment {self.ref.id}: chunk {key.hex()} {fault}; "
+            "run `featuredb verify`, and restore the file from a backup"
+        )
 
     def chunk_bounds(self, column_id: int) -> list[tuple[int, int]]:
         """First and last + 1 row of each chunk of a column."""
@@ -192,10 +231,11 @@ class SegmentReader:
 
     def _expect(self, values: NDArray[Any], rows: int, column: ColumnInfo) -> NDArray[Any]:
         if len(values) != rows:
-            raise self._damaged(column, f"a chunk has {len(values)} values instead of {rows}")
+            raise self.damaged(column, f"a chunk has {len(values)} values instead of {rows}")
         return values
 
-    def _damaged(self, column: ColumnInfo, what: str) -> CorruptionError:
+    def damaged(self, column: ColumnInfo, what: str) -> CorruptionError:
+        """What to raise if a column is not as it must be."""
         return CorruptionError(f"table {self.info.table_id}, segment {self.ref.id}, column {column.id}: {what}")
 
     def words(self, column: ColumnInfo, chunk: int, rows: int) -> NDArray[np.uint64]:
@@ -203,7 +243,7 @@ class SegmentReader:
         if not column.width:
             return frozen(np.zeros(0, dtype=np.uint64))
         if not 0 < column.width <= 64:
-            raise self._damaged(column, f"its values have {column.width} bits")
+            raise self.damaged(column, f"its values have {column.width} bits")
         found = self._raw(column, chunk, DATA, "<u8")
         return self._expect(found, words_of(rows, column.width), column)
 
@@ -249,6 +289,10 @@ class SegmentReader:
         first, stop = self.chunk_bounds(column_id)[chunk]
         return self._feature_chunk(column, chunk, stop - first, heap)
 
+    def dictionary(self, column_id: int) -> Heap:
+        """The entries of a column with encoding ``dictionary``."""
+        return self._heap(self.info.columns[column_id], 0)
+
     def _heap(self, column: ColumnInfo, chunk: int) -> Heap:
         offsets = self._raw(column, chunk, OFFSETS, "<u4").astype(np.int64)
         data = self._raw(column, chunk, BYTES, "u1")
@@ -269,7 +313,7 @@ class SegmentReader:
             return Column(column.dtype, data, valid, own)
         data = self._values(column, chunk, rows)
         if heap is not None and len(data) and data.view(np.uint32).max() >= len(heap):
-            raise self._damaged(column, "an entry number is not in its dictionary")
+            raise self.damaged(column, "an entry number is not in its dictionary")
         if valid is not None and column.encoding != "plain":
             # What is packed under a null is the base.
             data[~valid] = 0
@@ -308,6 +352,8 @@ class SegmentCache:
     def __init__(self) -> None:
         self._infos: dict[tuple[int, int, int], SegmentInfo] = {}
         self._verified: set[tuple[int, ...]] = set()
+        # Where chunks lie, as of one commit: what it was, where its first entry lay, and the views.
+        self._views: tuple[int, int, dict[tuple[int, ...], Any]] = (-1, 0, {})
 
     def reader(self, txn: ReadTxn, table_id: int, ref: SegmentRef) -> SegmentReader:
         """A reader of the segment `ref` in `txn`."""
@@ -318,4 +364,19 @@ class SegmentCache:
         info = self._infos.get(key)
         if info is None:
             info = self._infos[key] = read_info(txn, table_id, ref)
-        return SegmentReader(txn, ref, info, self._verified)
+        return SegmentReader(txn, ref, info, self._verified, self._views_in(txn))
+
+    def _views_in(self, txn: ReadTxn) -> dict[tuple[int, ...], Any]:
+        """Views that hold in `txn`. As long as nothing is committed, every chunk stays where it is.
+
+        Another commit may move small chunks, and put others where removed ones lay. The map as a whole moves when
+        it grows, which the address of the file's first entry tells. What a transaction writes has no lasting place.
+        """
+        if isinstance(txn, WriteTxn):
+            return {}
+        first = txn.get(NS_FORMAT)
+        commit, address = txn.id(), 0 if first is None else address_of(first)
+        held = self._views
+        if held[:2] != (commit, address):
+            held = self._views = (commit, address, {})
+        return held[2]

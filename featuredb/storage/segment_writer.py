@@ -80,7 +80,9 @@ class _ColumnWriter:
 
 
 def _chunk_rows(row_bytes: float) -> int:
-    return int(min(CHUNK_ROWS_MAX, max(1, CHUNK_BYTES_TARGET // max(row_bytes, 1))))
+    """A power of two, so that readers find the chunk of a row without a division."""
+    rows = int(min(CHUNK_ROWS_MAX, max(1, CHUNK_BYTES_TARGET // max(row_bytes, 1))))
+    return 1 << (rows.bit_length() - 1)
 
 
 def _distinct(column: Column) -> Column:

@@ -7,7 +7,7 @@ type-checked: annotations would only repeat what the callers' arrays are.
 
 from __future__ import annotations
 
-from featuredb.offline.kernels.gathering import gather, gather_bytes
+from featuredb.offline.kernels.gathering import gather, gather_bytes, gather_decimals, mark_chunks
 from featuredb.offline.kernels.hashing import (
     factorize_bytes,
     factorize_words,
@@ -16,21 +16,29 @@ from featuredb.offline.kernels.hashing import (
     insert_bytes,
     insert_words,
 )
-from featuredb.offline.kernels.searching import asof, find_before, find_rows
-from featuredb.offline.kernels.sorting import counting_sort, sort_runs
+from featuredb.offline.kernels.searching import asof, block_minima, find_before, find_rows, find_slices, mark_slices
+from featuredb.offline.kernels.sorting import count_codes, counting_sort, counts_to_starts, place_by_code, sort_runs
 
 __all__ = [
     "asof",
+    "block_minima",
+    "count_codes",
     "counting_sort",
+    "counts_to_starts",
     "factorize_bytes",
     "factorize_words",
     "find_before",
     "find_bytes",
     "find_rows",
+    "find_slices",
     "find_words",
     "gather",
     "gather_bytes",
+    "gather_decimals",
     "insert_bytes",
     "insert_words",
+    "mark_chunks",
+    "mark_slices",
+    "place_by_code",
     "sort_runs",
 ]

@@ -22,6 +22,35 @@ def counting_sort(codes, starts, order):
         starts[code] += 1
 
 
+@njit(**_options)
+def count_codes(codes, counts):
+    """counts[code] += 1 for each code; -1, which stands for no code, counts in the last place."""
+    for i in range(len(codes)):
+        counts[codes[i]] += 1
+
+
+@njit(**_options)
+def counts_to_starts(counts):
+    """Counts by (part, code) to where the codes of each part start, in the order of code, then part."""
+    total = 0
+    for code in range(counts.shape[1]):
+        for part in range(counts.shape[0]):
+            count = counts[part, code]
+            counts[part, code] = total
+            total += count
+
+
+@njit(**_options)
+def place_by_code(codes, starts, first, order, out):
+    """One part of a counting sort: codes go to their places in `out`, row numbers, from `first` on, in `order`."""
+    for i in range(len(codes)):
+        code = codes[i]
+        place = starts[code]
+        starts[code] = place + 1
+        order[place] = first + i
+        out[place] = code
+
+
 @njit(inline="always", nogil=True)
 def _before(event, created, order, i, j):
     if event[i] != event[j]:
