@@ -24,11 +24,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--rows 10000000 --entities 100000 --entity-rows 1000000 --large-rows 100000000.",
     )
     parser.add_argument(
-        "task",
-        nargs="?",
-        default="all",
-        choices=(*TASKS, "all", "render"),
-        help="what to measure; render: only make the tables and the plot of the results in --json anew",
+        "tasks",
+        nargs="*",
+        metavar="TASK",
+        help=f"what to measure: {', '.join(TASKS)}, or all, which is what is measured by default; "
+        "render: only make the tables and the plot of the results in --json anew",
     )
     parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="rows of history")
     parser.add_argument("--entities", type=int, default=10_000, metavar="E", help="distinct entities")
@@ -43,9 +43,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--readme", type=Path, metavar="FILE", help="put the tables between the markers in this file")
     options = parser.parse_args(arguments)
-    if options.task == "render" and options.json is None:
-        parser.error("render needs --json")
     problems = Workload(options.rows, options.entities, options.entity_rows).problems()
+    unknown = [task for task in options.tasks if task not in (*TASKS, "all", "render")]
+    if unknown:
+        problems.append(f"there is no task {', '.join(unknown)}; choose from {', '.join(TASKS)}, all, render")
+    if "render" in options.tasks and (options.json is None or len(options.tasks) > 1):
+        problems.append("render goes alone, and needs --json")
     problems += [
         f"there is no folder {path.parent}"
         for path in (options.json, options.readme)
@@ -61,9 +64,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _results(options: argparse.Namespace) -> dict[str, Any]:
-    if options.task == "render":
+    if options.tasks == ["render"]:
         return read_kept(options.json)
-    tasks = TASKS if options.task == "all" else (options.task,)
+    every = not options.tasks or "all" in options.tasks
+    tasks = tuple(task for task in TASKS if every or task in options.tasks)
     needed = ["pyarrow", *(["matplotlib"] if "scale" in tasks and options.json is not None else [])]
     for name in needed:
         if find_spec(name) is None:
@@ -82,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         results = _results(options)
         rendered = render(results)
-        if options.json is not None and options.task in ("scale", "all", "render") and "scale" in results["tasks"]:
+        if options.json is not None and "scale" in results["tasks"]:
             from benchmarks.plot import plot
 
             plot(Kept(results), options.json.parent)

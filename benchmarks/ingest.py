@@ -28,14 +28,14 @@ _COLUMNS = (KEY, TIME, *FEATURES)
 class _Held:
     """A frame that is in memory only around a run: the systems that run in turns do not hold one each."""
 
-    def __init__(self, folder: Path, path: Path, order: Callable[[Any], Any] = lambda frame: frame) -> None:
+    def __init__(self, folder: Path, path: Path, file: str = "history.parquet") -> None:
         self.frame: Any = None
-        self._folder, self._order = folder, order
+        self._folder, self._file = folder, file
         self._remove = removed(path)
 
     def before(self) -> None:
         self._remove()
-        self.frame = self._order(history_frame(self._folder))
+        self.frame = history_frame(self._folder, self._file)
 
     def after(self) -> None:
         self.frame = None
@@ -50,22 +50,34 @@ def _sorted_answer(table: Any) -> Answer:
 # --- featuredb ----------------------------------------------------------------------------------
 
 
-def _by_time(frame: Any) -> Any:
-    return frame.sort_values(TIME, ignore_index=True, kind="stable")
+def _by_time(table: Any) -> Any:
+    return np.argsort(table[TIME].to_numpy(), kind="stable")
 
 
-def _by_key(frame: Any) -> Any:
-    return frame.sort_values([KEY, TIME], ignore_index=True)
+def _by_key(table: Any) -> Any:
+    return np.lexsort((table[TIME].to_numpy(), table[KEY].to_numpy()))
 
 
-def _shuffled(frame: Any) -> Any:
-    return frame.sample(frac=1, random_state=0, ignore_index=True)
+def _shuffled(table: Any) -> Any:
+    return np.random.default_rng(0).permutation(len(table))
 
 
-def _load_featuredb(order: Callable[[Any], Any], file: str) -> Callable[[Path], Case]:
+def _prepare_order(name: str, order: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """What writes history in another order."""
+
+    def prepare(folder: Path) -> None:
+        import pyarrow.parquet as pq
+
+        history = pq.read_table(folder / "history.parquet")
+        pq.write_table(history.take(order(history)), folder / f"history_{name}.parquet")
+
+    return prepare
+
+
+def _load_featuredb(name: str = "") -> Callable[[Path], Case]:
     def load(folder: Path) -> Case:
-        path = folder / file
-        held = _Held(folder, path, order)
+        path = folder / f"ingest{name}.fdb"
+        held = _Held(folder, path, f"history{name}.parquet")
 
         def run() -> None:
             with fdb.open(path) as db:
@@ -174,10 +186,31 @@ def _load_parquet(clustered: bool, file: str) -> Callable[[Path], Case]:
 _OURS = "history clustered by key and time, online values and log included; one durable commit"
 
 SYSTEMS = (
-    System("ingest", "ingest", "featuredb", _OURS, _load_featuredb(lambda frame: frame, "ingest.fdb")),
-    System("ingest", "ingest", "featuredb, in time order", _OURS, _load_featuredb(_by_time, "ingest_time.fdb")),
-    System("ingest", "ingest", "featuredb, in (key, time) order", _OURS, _load_featuredb(_by_key, "ingest_key.fdb")),
-    System("ingest", "ingest", "featuredb, shuffled", _OURS, _load_featuredb(_shuffled, "ingest_shuffled.fdb")),
+    System("ingest", "ingest", "featuredb", _OURS, _load_featuredb()),
+    System(
+        "ingest",
+        "ingest",
+        "featuredb, in time order",
+        _OURS,
+        _load_featuredb("_time"),
+        _prepare_order("time", _by_time),
+    ),
+    System(
+        "ingest",
+        "ingest",
+        "featuredb, in (key, time) order",
+        _OURS,
+        _load_featuredb("_key"),
+        _prepare_order("key", _by_key),
+    ),
+    System(
+        "ingest",
+        "ingest",
+        "featuredb, shuffled",
+        _OURS,
+        _load_featuredb("_shuffled"),
+        _prepare_order("shuffled", _shuffled),
+    ),
     System(
         "ingest",
         "ingest",

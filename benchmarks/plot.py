@@ -54,10 +54,8 @@ def _curves(kept: Kept, over: str, held: str, fixed: int) -> dict[str, list[tupl
     """(size, seconds) of each system, by size, where the other size is as fixed."""
     curves: dict[str, list[tuple[int, float]]] = {}
     results: list[dict[str, Any]] = kept.comparison("scale")
-    results += [
-        result for result in kept.comparison("large") if result["history_rows"] > fixed or over == "history_rows"
-    ]
-    for result in results:
+    # The first is the main history once more, measured in turns with the larger one.
+    for result in results + kept.comparison("large")[1:]:
         if result[held] == fixed:
             point = (result[over], statistics.median(result["seconds"]))
             curves.setdefault(result["system"], []).append(point)

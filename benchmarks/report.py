@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cold import COLD, WARM
+from benchmarks.join_memory import REPEATS
 from benchmarks.kept import Kept, figure, paired
 from benchmarks.peers import all_systems
 from benchmarks.targets import targets_table
@@ -36,8 +37,12 @@ def render(results: dict[str, Any]) -> str:
         lines += [f"![Time of a join over rows of history and over entity rows]({PLOT}.png)", "",
                   f"The same as [SVG]({PLOT}.svg).", ""]  # fmt: skip
     lines += _folded("How it was measured", [*_origin(kept), "", *_method(kept)])
-    lines += _folded("All figures", [*_all_figures(kept), *_cold_table(kept)])
-    lines += _folded("What each system does outside the timing, and the form of its answer", _notes(kept))
+    lines += _folded("All figures", list(_all_figures(kept)))
+    if kept.comparison("cold_join"):
+        lines += _folded("Cold and warm page cache", list(_cold_table(kept)))
+    if kept.comparison("scale"):
+        lines += _folded("The join at other sizes", list(_scale_tables(kept)))
+    lines += _folded("What each system does outside the timing, and the form of its answer", list(_notes(kept)))
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +101,7 @@ def title(kept: Kept, what: str) -> str:
         "tables": f"Join of {PARTS} tables",
         "segments": "Join on segments",
         "memory": "Join, memory",
-        "to_parquet": "Training set to Parquet",
+        "to_parquet": f"Training set of {REPEATS} x {{entity_rows:,}} rows to Parquet",
         "first": "First join of a process",
         "ingest": "Ingest {rows:,} rows",
         "one": "Online read of one of {online_keys:,} keys",
@@ -107,8 +112,6 @@ def title(kept: Kept, what: str) -> str:
         "cold_join": "Join onto {entity_rows:,} rows, file opened",
         "cold_one": "Online read of one key, file opened",
         "cold_many": f"Online read of {MANY_KEYS:,} random keys, file opened",
-        "scale": "Join",
-        "large": "Join, large history",
     }
     return titles[what].format(**sizes)
 
@@ -120,34 +123,49 @@ def _all_figures(kept: Kept) -> Iterator[str]:
         measured = kept.comparison(what)
         for place, result in enumerate(measured):
             yield _figures_row(title(kept, what) if place == 0 else "", result, measured[0], _sized_rows(kept, what))
-    for what in ("scale", "large"):
-        first: dict[tuple[int, int], dict[str, Any]] = {}
-        for result in kept.comparison(what):
-            size = (result["history_rows"], result["entity_rows"])
-            new = f"Join, N = {size[0]:,}, M = {size[1]:,}" if size not in first else ""
-            yield _figures_row(new, result, first.setdefault(size, result), size[0])
+
+
+def _scale_tables(kept: Kept) -> Iterator[str]:
+    """Times over rows of history and over entity rows, a column for each size; the larger history last."""
+    points = kept.comparison("scale")
+    systems = dict.fromkeys(result["system"] for result in points)
+    points += kept.comparison("large")[1:]
+    sizes = kept.workload("scale") or {}
+    for over, held, fixed, heading, column in (
+        ("history_rows", "entity_rows", sizes.get("entity_rows"), "M", "N"),
+        ("entity_rows", "history_rows", sizes.get("rows"), "N", "M"),
+    ):
+        shown = {(result["system"], result[over]): result for result in points if result[held] == fixed}
+        columns = sorted({size for _, size in shown})
+        yield f"| {heading} = {fixed:,} | {' | '.join(f'{column} = {size:,}' for size in columns)} |"
+        yield "|---|" + "--:|" * len(columns)
+        for system in systems:
+            cells = [_spread(shown[system, size]) if (system, size) in shown else "" for size in columns]
+            yield f"| {system} | {' | '.join(cells)} |"
+        yield ""
+
+
+def _spread(result: dict[str, Any]) -> str:
+    """Median, and least and most if there was more than one run."""
+    found = figure(result["seconds"])
+    text = duration(found.value)
+    return text if found.least == found.most else f"{text} ({duration(found.least)} – {duration(found.most)})"
 
 
 def _figures_row(name: str, result: dict[str, Any], base: dict[str, Any], rows: int) -> str:
-    found = figure(result["seconds"])
-    spread = "" if found.least == found.most else f" ({duration(found.least)} – {duration(found.most)})"
     ratio = _per_row(result, rows) / _per_row(base, rows)
-    partly = f" ({result['rows']:,} rows)" if result["rows"] not in (None, rows) else ""
+    partly = f" ({result['rows']:,} rows)" if result["rows"] not in (None, base["rows"] or rows) else ""
     disk = "" if result["file_bytes"] is None else mebibytes(result["file_bytes"])
     return (
-        f"| {name} | {result['system']}{partly} | {duration(found.value)}{spread} | {ratio:.2f} | "
+        f"| {name} | {result['system']}{partly} | {_spread(result)} | {ratio:.2f} | "
         f"{mebibytes(result['peak_bytes'])} | {disk} |"
     )
 
 
 def _cold_table(kept: Kept) -> Iterator[str]:
-    whats = [what for what in ("cold_join", "cold_one", "cold_many") if kept.comparison(what)]
-    if not whats:
-        return
-    yield ""
     yield "| What | System | Warm | Cold | Cold / warm | Still in the page cache before a cold run |"
     yield "|---|---|--:|--:|--:|--:|"
-    for what in whats:
+    for what in ("cold_join", "cold_one", "cold_many"):
         name = title(kept, what)
         for warm in kept.comparison(what):
             system = warm["system"].removesuffix(WARM)
@@ -189,7 +207,7 @@ def _method(kept: Kept) -> Iterator[str]:
         "Each system runs in its own process; those that are compared run in turns. Page cache warm unless said "
         f"otherwise. Median of {' or '.join(map(str, repeats))} runs after one that does not count. A ratio is of "
         "medians, its least and most are of single rounds. Answers are compared to the last bit with "
-        "one worked out by numpy alone, before and after timing."
+        "one worked out by numpy alone, before the timing."
     )
     yield ""
     yield (
@@ -198,20 +216,21 @@ def _method(kept: Kept) -> Iterator[str]:
     )
 
 
-def _notes(kept: Kept) -> list[str]:
-    """What stands in `System.note`, with the systems that it holds for."""
-    names: dict[str, list[str]] = {}
+def _notes(kept: Kept) -> Iterator[str]:
+    """What stands in `System.note`, with the systems that it holds for, comparison by comparison."""
+    found: dict[str, dict[str, list[str]]] = {}
     for system in all_systems():
         if kept.find(system.what, system.name) is not None:
             name = system.name.removesuffix(WARM).removesuffix(COLD)
-            found = names.setdefault(f"{title(kept, system.what)}: {{}}: {system.note}.", [])
-            found.extend([name] if name not in found else [])
-    lines = [f"- {note.format('; '.join(found))}" for note, found in names.items()]
+            names = found.setdefault(system.what, {}).setdefault(system.note, [])
+            names.extend([name] if name not in names else [])
+    for what, notes in found.items():
+        yield f"- {title(kept, what)}"
+        yield from (f"  - {'; '.join(names)}: {note}." for note, names in notes.items())
     left_out = [left for task in kept.tasks.values() for left in task["left_out"]]
     for why in dict.fromkeys(left["why"] for left in left_out):
         systems = ", ".join(f"{left['system']} ({left['what']})" for left in left_out if left["why"] == why)
-        lines.append(f"- Left out: {systems}, for {why}.")
-    return lines
+        yield f"- Left out: {systems}: {why}"
 
 
 # --- the README ---------------------------------------------------------------------------------

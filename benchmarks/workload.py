@@ -121,11 +121,11 @@ def as_users_hold_it(frame: Any) -> Any:
     return frame.astype({name: "Int64" for name in NULLABLE if FEATURES[name] == "int64"})
 
 
-def history_frame(folder: Path) -> Any:
-    """History in the order of arrival."""
+def history_frame(folder: Path, file: str = "history.parquet") -> Any:
+    """History in the order of arrival, or of another file."""
     import pandas as pd
 
-    return as_users_hold_it(pd.read_parquet(folder / "history.parquet"))
+    return as_users_hold_it(pd.read_parquet(folder / file))
 
 
 def latest_frame(folder: Path) -> Any:
