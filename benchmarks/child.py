@@ -34,7 +34,7 @@ class Measured:
 
     def run(self) -> float:
         """Seconds of a run; with keys the median of its calls. The result is held until the next question."""
-        self.rest()
+        self._result = None
         self._case.before()
         if self._case.keys is not None:
             taken, self._result = self._calls(self._case.keys)

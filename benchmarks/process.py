@@ -72,13 +72,16 @@ class Child:
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            raise _failure(self._label, self._errors)
+            failure = _failure(self._label, self._errors)
+            self.close()
+            raise failure
         return json.loads(line)
 
     def close(self) -> None:
-        """End the process."""
-        with self._errors, self._process:
-            self._process.communicate()
+        """End the process; closing twice is allowed."""
+        if not self._errors.closed:
+            with self._errors:
+                self._process.communicate()
 
 
 def timed_process(arguments: list[str], environment: dict[str, str] | None = None) -> tuple[float, str]:
