@@ -26,9 +26,17 @@ def _pool_of(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="featuredb")
 
 
-def over_rows(rows: int, work: Callable[[int, int], None]) -> None:
-    """Call ``work(start, stop)`` for ranges that cover 0 to `rows`, in parallel when it pays."""
-    parts = min(cores(), rows // ROWS_PER_THREAD_MIN)
+def over_rows(
+    rows: int,
+    work: Callable[[int, int], None],
+    threads: int | None = None,
+    rows_per_thread_min: int = ROWS_PER_THREAD_MIN,
+) -> None:
+    """Call ``work(start, stop)`` for ranges that cover 0 to `rows`, in parallel when it pays.
+
+    At most `threads` at once (None: all cores), each with `rows_per_thread_min` rows or more.
+    """
+    parts = min(cores() if threads is None else threads, rows // rows_per_thread_min)
     if parts <= 1:
         work(0, rows)
         return

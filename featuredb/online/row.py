@@ -96,6 +96,8 @@ class RowLayout:
             align=False,
         )
         self.fixed_bytes = self._dtype.itemsize
+        fields = self._dtype.fields or {}
+        self.offsets = [int(fields[name][1]) for name in self._names]
         self._one = RowReader(self, tuple(self.places))
 
     def pack_many(

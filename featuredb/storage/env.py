@@ -30,6 +30,7 @@ from featuredb.errors import (
     LimitError,
 )
 from featuredb.storage import datafile
+from featuredb.storage.filemap import FileMap
 from featuredb.storage.handle import Env, closed_error
 from featuredb.storage.txn import LMDB_KEY_BYTES_MAX, ReadTxn, WriteTxn
 from featuredb.storage.writelock import WriteLock
@@ -61,6 +62,7 @@ class Core:
         self.active: set[ReadTxn] = set()
         self.stopped = False
         self.refusal: FeatureDBError | None = None
+        self.file_map = FileMap(path, key, engine.lib_version())
         self._remap_lock = threading.Lock()
 
     # --- transactions ------------------------------------------------------------------------

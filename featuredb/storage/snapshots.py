@@ -33,6 +33,7 @@ from featuredb.limits import (
 )
 from featuredb.schema import check_name
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
+from featuredb.storage.filemap import Tree
 from featuredb.storage.log import append_commit, last_commit
 from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pin_key, pin_manifest, pinned_manifests, unpin
 from featuredb.storage.records import pack, unpack
@@ -253,6 +254,12 @@ class SnapshotTxn(ReadTxn):
         # An empty value says that there was no row.
         pairs = ((bytes(key), found.get(bytes(key))) for key in keys)
         return [(memoryview(key), value) for key, value in pairs if value]
+
+    def tree(self, prefix: bytes) -> Tree | None:
+        """As for the file itself, unless a row under `prefix` was saved, or is not stored under that key."""
+        if prefix[:1] != NS_ONLINE or any(any(self._inner.scan(layer + prefix[1:])) for layer in self._layers()):
+            return None
+        return self._inner.tree(prefix)
 
     def scan(self, prefix: bytes, start: bytes = b"") -> Iterator[tuple[memoryview, memoryview]]:
         space = prefix[:1]

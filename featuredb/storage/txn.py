@@ -12,6 +12,7 @@ from featuredb.errors import ClosedError, InputError, LimitError
 
 if TYPE_CHECKING:
     from featuredb.storage.env import Core
+    from featuredb.storage.filemap import Tree
 
 Bytes = bytes | bytearray | memoryview
 
@@ -74,6 +75,13 @@ class ReadTxn:
         """Keys and values of those of `keys` that exist, in the order of `keys`."""
         try:
             return self._txn.cursor().getmulti(keys)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def tree(self, prefix: bytes) -> Tree | None:
+        """The pages to walk for keys that begin with `prefix`; None if only `get` and `get_many` can tell."""
+        try:
+            return self._core.file_map.tree(self._txn)
         except Exception as error:
             raise self._failure(error) from error
 
@@ -149,6 +157,9 @@ class WriteTxn(ReadTxn):
         if self._full is not None and kind is None:
             # The caller's function swallowed the error.
             raise self._full
+
+    def tree(self, prefix: bytes) -> None:
+        """None: what this transaction has written is not in the file yet."""
 
     def put(self, key: Bytes, value: Bytes) -> None:
         """Set `key` to `value`."""
