@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -15,24 +14,17 @@ from numpy.typing import NDArray
 from featuredb.columns import Column, Heap
 from featuredb.limits import ABSENT_US
 from featuredb.online import kernels
-from featuredb.online.pagewalk import ROWS_PER_THREAD_MIN, Located
+from featuredb.online.pagewalk import Located, Lookup
 from featuredb.online.row import RowLayout
 from featuredb.schema import DType
 from featuredb.threads import over_rows
 
+# Below this a second thread costs more than it gains.
+_ROWS_PER_THREAD_MIN = 1500
+# Rows that are found, then decoded while they are still in the processor's cache.
+_BLOCK_ROWS = 1024
 _ALIGN_BYTES = 64
 _POLYNOMIAL = 0xEDB88320
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """Rows of `decode`: `state` is one of `kernels`, 0 where there is no row; the rest stands where it is ``READ``."""
-
-    state: NDArray[np.uint8]
-    event: NDArray[np.int64]
-    created: NDArray[np.int64]
-    commit: NDArray[np.uint64]
-    columns: list[Column]
 
 
 @lru_cache(maxsize=1)
@@ -46,127 +38,161 @@ def crc_tables() -> NDArray[np.uint32]:
     return tables.reshape(-1)
 
 
-class _Target:
-    """Columns to be filled: their buffers, and where each begins."""
+class Decoder:
+    """Columns of some features, filled with the rows of a look-up; null where a row, or its layout, lacks one.
+
+    Parameters
+    ----------
+    wanted : sequence of (int, DType)
+        Number and dtype of each feature.
+    rows : int
+        How many keys are looked up.
+
+    Attributes
+    ----------
+    state : ndarray of uint8, shape (rows,)
+        One of `kernels`; 0 where there is no row.
+    event, created : ndarray of int64, shape (rows,)
+        Microseconds UTC, `ABSENT_US` where there is none.
+    commit : ndarray of uint64, shape (rows,)
+    """
 
     def __init__(self, wanted: Sequence[tuple[int, DType]], rows: int) -> None:
-        self.wanted = wanted
-        self.rows = rows
+        self._wanted = wanted
         widths = [0 if dtype.is_variable else dtype.numpy.itemsize for _, dtype in wanted]
-        ends = np.cumsum([-(-width * rows // _ALIGN_BYTES) * _ALIGN_BYTES for width in [0, *widths]])
-        self.starts = ends[:-1].tolist()
-        # As many bytes again as the widest view needs.
-        self.buffer = np.zeros(int(ends[-1]) + _ALIGN_BYTES, dtype=np.uint8)
-        self.valid = np.zeros((len(wanted), rows), dtype=np.uint8)
-        self.head = np.full((4, rows), ABSENT_US, dtype=np.int64)
-        self.head[2] = 0
+        ends = np.cumsum([0, *(-(-width * rows // _ALIGN_BYTES) * _ALIGN_BYTES for width in widths)])
+        self._starts = ends[:-1].tolist()
+        self._buffer = np.zeros(int(ends[-1]), dtype=np.uint8)
+        self._valid = np.zeros((len(wanted), rows), dtype=np.bool_)
+        self._head = np.full((4, rows), ABSENT_US, dtype=np.int64)
+        self._head[2] = 0
+        self.event, self.created, commit, self._version = self._head
+        self.commit = commit.view(np.uint64)
         self.state = np.zeros(rows, dtype=np.uint8)
-        self.variable = [place for place, (_, dtype) in enumerate(wanted) if dtype.is_variable]
-        self.spans = np.zeros((2 * len(self.variable), rows), dtype=np.int64)
+        self._variable = [column for column, (_, dtype) in enumerate(wanted) if dtype.is_variable]
+        self._spans = np.zeros((2 * len(self._variable), rows), dtype=np.int64)
+        self._codes = np.zeros((len(self._variable), rows), dtype=np.int32)
+        # Of each column of variable width, the distinct values of some rows, and these rows.
+        self._heaps: list[list[tuple[NDArray[np.int64], Heap]]] = [[] for _ in self._variable]
 
-    def fields(self, layout: RowLayout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """What `kernels.decode` is told of a layout: its fixed-width values wanted, and all of variable width."""
-        column_of = {layout.places.get(feature_id): column for column, (feature_id, _) in enumerate(self.wanted)}
+    def read(
+        self, lookup: Lookup, version: int, layout_of: Callable[[int, int], RowLayout], threads: int | None
+    ) -> None:
+        """Fill in all rows.
+
+        Parameters
+        ----------
+        lookup : Lookup
+            Of as many keys.
+        version : int
+            The layout that most rows have.
+        layout_of : callable
+            From a version, and the place of a row that has it, to the layout.
+        threads : int, optional
+            At most so many; all cores, if it pays, when left out.
+        """
+        rows = len(self.state)
+        layout = layout_of(version, 0)
+        plan = self._plan(layout)
+        walked = lookup.walked
+
+        def work(start: int, stop: int) -> None:
+            for begin in range(start, stop, _BLOCK_ROWS):
+                end = min(begin + _BLOCK_ROWS, stop)
+                lookup.walk(begin, end)
+                self._decode(walked.data, walked.at, walked.size, begin, end, layout, plan)
+            self._intern(walked, walked.at, start, stop, layout)
+
+        over_rows(rows, work, threads, _ROWS_PER_THREAD_MIN)
+        rest = lookup.rest()
+        if rest is not None:
+            self._decode(rest.data, rest.at, rest.size, 0, rows, layout, plan)
+            self._intern(rest, rest.at, 0, rows, layout)
+        others = self.state == kernels.OTHER_LAYOUT
+        for other in np.unique(self._version[others]).tolist() if others.any() else ():
+            chosen = others & (self._version == other)
+            layout = layout_of(other, int(np.argmax(chosen)))
+            for part in (walked, rest) if rest is not None else (walked,):
+                at = np.where(chosen, part.at, kernels.ABSENT)
+                self._decode(part.data, at, part.size, 0, rows, layout, self._plan(layout))
+                self._intern(part, at, 0, rows, layout)
+
+    def columns(self) -> list[Column]:
+        """The columns, in the order of the features."""
+        rows, found = len(self.state), []
+        for column, (_, dtype) in enumerate(self._wanted):
+            valid = None if self._valid[column].all() else self._valid[column]
+            heap = None
+            if dtype.is_variable:
+                data, heap = self._numbered(self._variable.index(column))
+                data = data.astype(dtype.numpy, copy=False)
+            else:
+                start = self._starts[column]
+                data = self._buffer[start : start + rows * dtype.numpy.itemsize].view(dtype.numpy)
+            found.append(Column(dtype, data, valid, heap))
+        return found
+
+    def _plan(self, layout: RowLayout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What `kernels.decode` is told of a layout: the fixed-width values wanted, and all of variable width."""
+        column_of = {layout.places.get(feature_id): column for column, (feature_id, _) in enumerate(self._wanted)}
         fixed, variable = [], []
         for place, (_, dtype) in enumerate(layout.features):
             column = column_of.get(place, -1)
             if dtype.is_variable:
-                span = 2 * self.variable.index(column) if column >= 0 else 0
+                span = 2 * self._variable.index(column) if column >= 0 else 0
                 variable.append([layout.offsets[place], place, column, span])
             elif column >= 0:
-                fixed.append([layout.offsets[place], dtype.numpy.itemsize, place, column, self.starts[column]])
+                fixed.append([layout.offsets[place], dtype.numpy.itemsize, place, column, self._starts[column]])
         return np.array(fixed, np.int64).reshape(-1, 5), np.array(variable, np.int64).reshape(-1, 4)
 
-    def fill(self, part: Located, at: NDArray[np.int64], layout: RowLayout, threads: int | None) -> None:
-        """Decode the rows of one part that `at` names; those of other layouts are only noted."""
-        fields, variable = self.fields(layout)
-        views = [self.buffer.view(f"<u{width}") for width in (1, 2, 4, 8)]
+    def _decode(
+        self,
+        data: NDArray[np.uint8],
+        at: NDArray[np.int64],
+        size: NDArray[np.int64],
+        begin: int,
+        end: int,
+        layout: RowLayout,
+        plan: tuple[NDArray[np.int64], NDArray[np.int64]],
+    ) -> None:
+        words = [self._buffer.view(f"<u{width}") for width in (2, 4, 8)]
+        kernels.decode(
+            data, at, size, begin, end, crc_tables(), layout.version, layout.fixed_bytes, *plan, self.state, self._head,
+            self._buffer, *words, self._valid.view(np.uint8), self._spans,
+        )  # fmt: skip
 
-        def work(start: int, stop: int) -> None:
-            kernels.decode(
-                part.data, at, part.size, start, stop, crc_tables(), layout.version, layout.fixed_bytes, fields,
-                variable, self.state, self.head, *views, self.valid, self.spans,
-            )  # fmt: skip
+    def _intern(self, part: Located, at: NDArray[np.int64], start: int, stop: int, layout: RowLayout) -> None:
+        """Number the values of variable width of the rows that were just decoded."""
+        if not self._variable:
+            return
+        rows = slice(start, stop)
+        read = (at[rows] >= 0) & (self.state[rows] == kernels.READ) & (self._version[rows] == layout.version)
+        for place, column in enumerate(self._variable):
+            chosen = read & self._valid[column, rows]
+            starts, lengths = self._spans[2 * place : 2 * place + 2, rows]
+            slots = np.full(1 << (2 * len(read)).bit_length(), -1, dtype=np.int32)
+            firsts = np.empty(len(read), dtype=np.int64)
+            count = kernels.distinct(
+                part.data, starts, lengths, chosen.view(np.uint8), slots, self._codes[place, rows], firsts
+            )
+            heap = _heap(part.data, starts[firsts[:count]], lengths[firsts[:count]])
+            self._heaps[place].append((start + np.flatnonzero(chosen), heap))
 
-        over_rows(self.rows, work, threads, ROWS_PER_THREAD_MIN)
-
-    def columns(self, parts: Sequence[Located], threads: int | None) -> list[Column]:
-        found = []
-        for place, (_, dtype) in enumerate(self.wanted):
-            present = self.valid[place].view(np.bool_)
-            valid = None if present.all() else present
-            if dtype.is_variable:
-                data, heap = self._distinct(place, parts, threads)
-                found.append(Column(dtype, data.astype(dtype.numpy, copy=False), valid, heap))
-            else:
-                start, size = self.starts[place], self.rows * dtype.numpy.itemsize
-                found.append(Column(dtype, self.buffer[start : start + size].view(dtype.numpy), valid))
-        return found
-
-    def _distinct(self, place: int, parts: Sequence[Located], threads: int | None) -> tuple[NDArray[np.int32], Heap]:
-        """Values of variable width: a number for each row, and the distinct values of each part and thread."""
-        codes = np.zeros(self.rows, dtype=np.int32)
-        starts, lengths = self.spans[2 * self.variable.index(place) :][:2]
-        heaps: dict[tuple[int, int], tuple[slice, NDArray[np.bool_], Heap]] = {}
-        for number, part in enumerate(parts):
-            chosen = (part.at >= 0) & self.valid[place].view(np.bool_)
-
-            def work(
-                start: int, stop: int, number: int = number, part: Located = part, chosen: NDArray[np.bool_] = chosen
-            ) -> None:
-                rows = slice(start, stop)
-                slots = np.full(1 << (2 * (stop - start)).bit_length(), -1, dtype=np.int32)
-                firsts = np.empty(stop - start, dtype=np.int64)
-                count = kernels.distinct(
-                    part.data, starts[rows], lengths[rows], chosen[rows], slots, codes[rows], firsts
-                )
-                first = firsts[:count]
-                sizes = lengths[rows][first]
-                offsets = np.zeros(count + 1, dtype=np.int64)
-                np.cumsum(sizes, out=offsets[1:])
-                data = np.empty(int(offsets[-1]), dtype=np.uint8)
-                kernels.copy_spans(part.data, starts[rows][first], sizes, offsets[:-1], data)
-                heaps[number, start] = (rows, chosen[rows], Heap(offsets, data))
-
-            over_rows(self.rows, work, threads, ROWS_PER_THREAD_MIN)
-        found = [heaps[key] for key in sorted(heaps)]
+    def _numbered(self, place: int) -> tuple[NDArray[np.int32], Heap]:
+        """The codes of a column and its values, those of each range of rows behind those of the one before."""
+        codes, heaps = self._codes[place], [Heap.of([])]
         entries = 0
-        for rows, chosen_rows, heap in found:
-            codes[rows][chosen_rows] += entries
+        for rows, heap in self._heaps[place]:
+            if entries:
+                codes[rows] += entries
             entries += len(heap)
-        return codes, Heap.concat([heap for _, _, heap in found])
+            heaps.append(heap)
+        return codes, Heap.concat(heaps)
 
 
-def decode(
-    parts: Sequence[Located],
-    rows: int,
-    wanted: Sequence[tuple[int, DType]],
-    layout_of: Callable[[int, int], RowLayout],
-    version: int,
-    threads: int | None = None,
-) -> Decoded:
-    """Columns of the features `wanted` (numbers and dtypes), null where a row or its layout lacks one.
-
-    Parameters
-    ----------
-    parts : sequence of Located
-        Where the rows are, as from `locate`.
-    rows : int
-        How many were asked for.
-    layout_of : callable
-        From a version, and a row that has it, to the layout.
-    version : int
-        The layout that most rows have.
-    """
-    target = _Target(wanted, rows)
-    layout = layout_of(version, 0)
-    for part in parts:
-        target.fill(part, part.at, layout, threads)
-    others = target.state == kernels.OTHER_LAYOUT
-    for other in np.unique(target.head[3][others]).tolist() if others.any() else ():
-        chosen = others & (target.head[3] == other)
-        layout = layout_of(other, int(np.argmax(chosen)))
-        for part in parts:
-            target.fill(part, np.where(chosen, part.at, kernels.ABSENT), layout, threads)
-    event, created, commit, _ = target.head
-    return Decoded(target.state, event, created, commit.view(np.uint64), target.columns(parts, threads))
+def _heap(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Heap:
+    offsets = np.zeros(len(starts) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    taken = np.empty(int(offsets[-1]), dtype=np.uint8)
+    kernels.copy_spans(data, starts, lengths, offsets[:-1], taken)
+    return Heap(offsets, taken)

@@ -247,30 +247,27 @@ class OnlineIndex:
 
     def _read_compiled(self, txn: ReadTxn, keys: Heap, names: Sequence[str], threads: int | None) -> OnlineRows:
         from featuredb.online import kernels
-        from featuredb.online.decode import decode
-        from featuredb.online.pagewalk import locate
+        from featuredb.online.decode import Decoder
+        from featuredb.online.pagewalk import Lookup
 
         def full_key(row: int) -> bytes:
             return self.prefix + keys.take(np.array([row])).tolist()[0]
 
-        parts = locate(txn, self.prefix, keys, threads)
-        wanted = [(self.table.feature_ids[name], self._dtypes[name]) for name in names]
-        found = decode(
-            parts,
-            len(keys),
-            wanted,
-            lambda version, row: self.layout(version, self._key_of([full_key(row)])),
+        lookup = Lookup(txn, self.prefix, keys)
+        decoder = Decoder([(self.table.feature_ids[name], self._dtypes[name]) for name in names], len(keys))
+        decoder.read(
+            lookup,
             self.current.version,
+            lambda version, row: self.layout(version, self._key_of([full_key(row)])),
             threads,
         )
-        bad = np.flatnonzero(found.state == kernels.BAD)
+        bad = np.flatnonzero(decoder.state == kernels.BAD)
         if len(bad):
             row = int(bad[0])
-            (raw,) = (part.data[part.at[row] :][: part.size[row]].tobytes() for part in parts if part.at[row] >= 0)
-            # Says what is wrong with it.
-            self._decode([raw], [full_key(row)], names)
-        columns = dict(zip(names, found.columns, strict=True))
-        return OnlineRows(found.state == kernels.READ, found.event, found.created, found.commit, columns)
+            # Raises, and says what is wrong with it.
+            self._decode([lookup.value(row)], [full_key(row)], names)
+        columns = dict(zip(names, decoder.columns(), strict=True))
+        return OnlineRows(decoder.state == kernels.READ, decoder.event, decoder.created, decoder.commit, columns)
 
     def scan(self, txn: ReadTxn) -> Iterator[tuple[Heap, OnlineRows]]:
         """All rows in key order, in batches: key bytes, and rows with every live feature."""

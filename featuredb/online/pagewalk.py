@@ -1,6 +1,6 @@
 """Where the values of many keys are: a walk over the pages of the file, or for lack of that the engine's own look-up.
 
-`locate` is the one way in. Which of the two answered makes no difference to what it returns.
+Which of the two finds a value makes no difference. The walk answers for no key whose way down it has not checked.
 """
 
 from __future__ import annotations
@@ -13,12 +13,8 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Heap
 from featuredb.online import kernels
-from featuredb.storage.filemap import Tree
 from featuredb.storage.txn import LMDB_KEY_BYTES_MAX, ReadTxn
-from featuredb.threads import over_rows
 
-# Below this a second thread costs more than it gains.
-ROWS_PER_THREAD_MIN = 1500
 _WORD_BYTES = 16
 
 
@@ -31,52 +27,58 @@ class Located:
     size: NDArray[np.int64]
 
 
-def locate(txn: ReadTxn, prefix: bytes, keys: Heap, threads: int | None = None) -> list[Located]:
-    """The values under ``prefix + key`` of all `keys`; each is in one of the parts returned, or in none if absent.
+class Lookup:
+    """The values under ``prefix + key``; each is `walked` to, or among the `rest`, or in neither if there is none.
 
     Parameters
     ----------
     txn : ReadTxn
-        What is returned is valid while it is open.
+        What is found is valid while it is open.
     prefix : bytes
         At least one byte.
     keys : Heap
         In any order, repeats allowed.
-    threads : int, optional
-        At most so many; all cores, if it pays, when left out.
     """
-    at = np.full(len(keys), kernels.UNSETTLED, dtype=np.int64)
-    size = np.zeros(len(keys), dtype=np.int64)
-    whole = _whole_keys(prefix, keys)
-    tree = txn.tree(prefix)
-    parts = []
-    if tree is not None:
-        walk(tree, whole, at, size, threads)
-        parts.append(Located(tree.pages, at, size))
-    unsettled = np.flatnonzero(at == kernels.UNSETTLED)
-    if len(unsettled):
-        parts.append(_looked_up(txn, whole, unsettled))
-    return parts
 
+    def __init__(self, txn: ReadTxn, prefix: bytes, keys: Heap) -> None:
+        self._txn = txn
+        self._keys = _whole_keys(prefix, keys)
+        self._tree = txn.tree(prefix)
+        rows = len(keys)
+        data = np.zeros(0, dtype=np.uint8) if self._tree is None else self._tree.pages
+        self._rest: Located | None = None
+        self.walked = Located(data, np.full(rows, kernels.UNSETTLED, dtype=np.int64), np.zeros(rows, dtype=np.int64))
 
-def walk(tree: Tree, whole: Heap, at: NDArray[np.int64], size: NDArray[np.int64], threads: int | None) -> None:
-    """Fill `at` and `size` for the keys of `whole`, as `kernels.locate` does."""
+    def walk(self, start: int, stop: int) -> None:
+        """Fill `walked` for the keys from `start` up to `stop`; several threads may do so at once."""
+        tree = self._tree
+        if tree is not None:
+            kernels.locate(
+                tree.pages,
+                tree.page_bytes,
+                tree.page_count,
+                tree.root,
+                tree.depth,
+                self._keys.data,
+                self._keys.offsets[start : stop + 1],
+                _masks(),
+                self.walked.at[start:stop],
+                self.walked.size[start:stop],
+            )
 
-    def work(start: int, stop: int) -> None:
-        kernels.locate(
-            tree.pages,
-            tree.page_bytes,
-            tree.page_count,
-            tree.root,
-            tree.depth,
-            whole.data,
-            whole.offsets[start : stop + 1],
-            _masks(),
-            at[start:stop],
-            size[start:stop],
-        )
+    def rest(self) -> Located | None:
+        """Once all is walked: the values of keys that the walk could not settle, copied; None if there are none."""
+        unsettled = np.flatnonzero(self.walked.at == kernels.UNSETTLED)
+        if len(unsettled):
+            self._rest = _looked_up(self._txn, self._keys, unsettled)
+        return self._rest
 
-    over_rows(len(at), work, threads, ROWS_PER_THREAD_MIN)
+    def value(self, row: int) -> bytes | None:
+        """The value of one key, copied; None if it has none."""
+        for part in (self.walked, self._rest):
+            if part is not None and part.at[row] >= 0:
+                return part.data[part.at[row] :][: part.size[row]].tobytes()
+        return None
 
 
 def _whole_keys(prefix: bytes, keys: Heap) -> Heap:
