@@ -245,6 +245,15 @@ class OnlineIndex:
         places = np.fromiter(map(place_of.get, asked, repeat(-1)), dtype=np.int64, count=len(asked))
         return rows.at(places)
 
+    def of_rows(self, stored: Sequence[bytes | None], keys: Heap, names: Sequence[str]) -> OnlineRows:
+        """The rows of `keys` that were read as these bytes, None where there was none."""
+        present = [place for place, raw in enumerate(stored) if raw is not None]
+        full = self._full_keys(keys.take(np.array(present, dtype=np.int64)))
+        rows = self._decode([raw for raw in stored if raw is not None], full, names)
+        places = np.full(len(stored), -1, dtype=np.int64)
+        places[present] = np.arange(len(present))
+        return rows.at(places)
+
     def _read_compiled(self, txn: ReadTxn, keys: Heap, names: Sequence[str], threads: int | None) -> OnlineRows:
         from featuredb.online import kernels
         from featuredb.online.decode import Decoder
@@ -265,7 +274,7 @@ class OnlineIndex:
         if len(bad):
             row = int(bad[0])
             # Raises, and says what is wrong with it.
-            self._decode([lookup.value(row)], [full_key(row)], names)
+            self.of_rows([lookup.value(row)], keys.take(np.array([row])), names)
         columns = dict(zip(names, decoder.columns(), strict=True))
         return OnlineRows(decoder.state == kernels.READ, decoder.event, decoder.created, decoder.commit, columns)
 

@@ -191,7 +191,8 @@ def locate(pages, page_bytes, page_count, root, depth, keys, key_offsets, masks,
                         same = one == first[lane]
                         even = same & (two == second[lane])
                         tie = even & (node_size > 16) & (key_size > 16)
-                        precedes = (one < first[lane]) | (same & (two < second[lane])) | (even & (node_size <= key_size))
+                        less = (one < first[lane]) | (same & (two < second[lane]))
+                        precedes = less | (even & (node_size <= key_size))
                     if tie:
                         fits = offset <= page_bytes - _NODE_HEADER
                         node_size = _u16(pages, here + offset + 6) if fits else 0
@@ -331,7 +332,7 @@ def decode(
 
 @njit(**_options)
 def distinct(data, starts, lengths, chosen, slots, codes, firsts):
-    """Number the distinct values of the `chosen` rows in `codes`, the first row of each in `firsts`; how many there are.
+    """Number the distinct values of the `chosen` rows in `codes`, the first row of each in `firsts`; their count.
 
     `slots` is a table of a power of two, larger than the rows, filled with -1.
     """

@@ -74,7 +74,7 @@ class Core:
             while True:
                 self._wait_for_gate(txn)
                 try:
-                    return self.begin(write=write, buffers=True)
+                    return self.begin(write=write, buffers=txn.views)
                 except lmdb.MapResizedError:
                     self.active.discard(txn)
                     self._follow_growth()

@@ -338,8 +338,8 @@ class SnapshotEnv(Env):
         )
         yield
 
-    def read(self) -> SnapshotTxn:
-        return SnapshotTxn(self.base.read(), self.snapshot, self._definitions)
+    def read(self, views: bool = True) -> SnapshotTxn:
+        return SnapshotTxn(self.base.read(views), self.snapshot, self._definitions)
 
     def copy(self, path: str, compact: bool) -> None:
         raise InputError(

@@ -23,13 +23,15 @@ SCAN_ENTRIES = 64
 class ReadTxn:
     """One snapshot of the file, as a context manager. Values are views of the map, valid only inside it.
 
-    Made by `Env.read`. May be nested, and used by any thread while it is open.
+    Made by `Env.read`. May be nested, and used by any thread while it is open. Without `views`, keys and values are
+    copied as bytes: faster for a few short ones.
     """
 
-    __slots__ = ("_core", "_txn", "thread")
+    __slots__ = ("_core", "_txn", "thread", "views")
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, views: bool = True) -> None:
         self._core = core
+        self.views = views
         self._txn: Any = None
         self.thread = 0
 
@@ -39,7 +41,8 @@ class ReadTxn:
         core.active.add(self)
         if not core.stopped:
             try:
-                self._txn = core.begin(buffers=True)
+                # Positional, for this is on the path of every look-up: database, parent, write, buffers.
+                self._txn = core.begin(None, None, False, self.views)
                 return self
             except Exception:
                 # Tried again below, where every cause is dealt with.
