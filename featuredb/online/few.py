@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from featuredb.errors import InputError
@@ -55,11 +55,12 @@ def read_few(txn: ReadTxn, query: OnlineQuery, entity_rows: Sequence[Any], now_u
         found = [plan.find(txn, key) for key in asked]
         stored.append(found)
         columns = [values[name] for name in plan.outputs]
-        for row, raw in enumerate(found):
+        named = [keys[name] for name in plan.columns]
+        for key, raw in zip(named[0] if len(named) == 1 else zip(*named, strict=True), found, strict=True):
             if raw is not None:
-                event, read = plan.decode(raw, _key_of(keys, plan.columns, row))
+                event, read = plan.decode(raw, key)
                 if plan.max_age_us is None or now_us - event <= plan.max_age_us:
-                    for column, value in zip(columns, read, strict=False):
+                    for column, value in zip(columns, read, strict=True):
                         column.append(value)
                     continue
             for column in columns:
@@ -74,8 +75,3 @@ def read_few(txn: ReadTxn, query: OnlineQuery, entity_rows: Sequence[Any], now_u
         return respond(query, columns, rows, now_us)
 
     return OnlineResponse(load, {**keys, **values})
-
-
-def _key_of(keys: Mapping[str, list[Any]], columns: Sequence[str], row: int) -> object:
-    values = tuple(keys[name][row] for name in columns)
-    return values[0] if len(values) == 1 else values

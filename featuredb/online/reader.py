@@ -161,7 +161,9 @@ class OnlineReader:
         # The clock is read for tables with a max age alone.
         now_us = 0 if now is None else as_us(now, "now")
         with self._env.read(False) as txn:
-            query = self._query(txn)
+            commit, _, query = self._prepared
+            if commit != txn.id():
+                query = self._query(txn)
             if now is None and query.has_max_age:
                 now_us = time.time_ns() // 1000
             return query.get(txn, key, now_us)

@@ -63,7 +63,7 @@ class ReadTxn:
     def id(self) -> int:
         """Number of the snapshot; it grows with every commit, of any process."""
         try:
-            return int(self._txn.id())
+            return self._txn.id()  # type: ignore[no-any-return]
         except Exception as error:
             raise self._failure(error) from error
 
