@@ -18,7 +18,10 @@ from featuredb.definitions import Definitions
 from featuredb.errors import ClosedError, DefinitionError, FeatureDBError, FileError, InputError, ReadOnlyError
 from featuredb.limits import MEMORY_MAP_SIZE_BYTES, QUERIES_HELD_MAX, WRITE_TIMEOUT_SECONDS
 from featuredb.maintenance import Maintenance
-from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, query_of, read_rows
+from featuredb.online.few import FEW_ROWS_MAX, read_few
+from featuredb.online.keys import key_columns
+from featuredb.online.query import OnlineQuery, query_of
+from featuredb.online.reader import OnlineReader, check_threads, now_in_us, read_rows
 from featuredb.schema import Alias, FeatureService, Source, check_aliases
 from featuredb.snapshots import Snapshots
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
@@ -129,7 +132,7 @@ class Database(Definitions, Snapshots, Maintenance):
         self._timeout = timeout
         self._cache = SegmentCache()
         self._dictionaries: dict[int, KeyDictionary] = {}
-        self._definitions: tuple[bytes, Registry] | None = None
+        self._definitions: tuple[int, bytes, Registry] | None = None
         self._queries: dict[tuple[str | tuple[str, ...], tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
         self._closed = False
         # Closes a database that was dropped without close(), at the latest when the process ends.
@@ -171,13 +174,15 @@ class Database(Definitions, Snapshots, Maintenance):
         return self._registry_with_state(txn)[1]
 
     def _registry_with_state(self, txn: ReadTxn) -> tuple[bytes, Registry]:
-        state = registry_state(txn)
-        held = self._definitions
-        if held is None or held[0] != state:
-            state = settle(txn)
-            if held is None or held[0] != state:
-                held = self._definitions = (state, read_registry(txn))
-        return held
+        held, commit = self._definitions, txn.id()
+        if held is None or held[0] != commit:
+            seen = registry_state(txn)
+            state = seen if held is not None and held[1] == seen else settle(txn)
+            known = held[2] if held is not None and held[1] == state else read_registry(txn)
+            # Where the file is marked and could not be left yet, the next call looks again.
+            commit = txn.id() if registry_state(txn) == state else -1
+            held = self._definitions = (commit, state, known)
+        return held[1], held[2]
 
     @contextmanager
     def _snapshot(self) -> Iterator[tuple[ReadTxn, Registry]]:
@@ -552,7 +557,7 @@ class Database(Definitions, Snapshots, Maintenance):
         if isinstance(features, FeatureService):
             aliases = {**features.aliases, **check_aliases(aliases, "features")}
         names = _names(features)
-        named = tuple(map(repr, check_aliases(aliases, "features").items()))
+        named = tuple(map(repr, check_aliases(aliases, "features").items())) if aliases is not None else ()
         key = (names if isinstance(names, str) else tuple(map(str, names)), named, full_feature_names)
         held = self._queries.get(key)
         if held is not None and held[0] is registry:
@@ -571,6 +576,7 @@ class Database(Definitions, Snapshots, Maintenance):
         aliases: Mapping[str, Alias] | None = None,
         now: Any = None,
         full_feature_names: bool = False,
+        threads: int | None = None,
     ) -> OnlineResponse:
         """The latest values of some keys.
 
@@ -587,6 +593,8 @@ class Database(Definitions, Snapshots, Maintenance):
             What max ages are measured from; the current time if left out.
         full_feature_names : bool
             Name outputs ``table__feature`` or ``alias__feature``.
+        threads : int, optional
+            Read with at most so many threads; left out, with one for each core when there are rows enough.
 
         Returns
         -------
@@ -598,14 +606,20 @@ class Database(Definitions, Snapshots, Maintenance):
         NotFoundError
             If a table, feature or service does not exist.
         InputError
-            If an entity is missing, a key has a wrong dtype, or names collide.
+            If an entity is missing, a key has a wrong dtype, names collide, or `threads` is not a positive integer.
         """
-        from featuredb.online.keys import key_columns
-
+        check_threads(threads)
         now_us = now_in_us(now)
+        self._check_open()
+        if type(entity_rows) is list and len(entity_rows) <= FEW_ROWS_MAX:
+            with self._env.read(False) as txn:
+                query = self._online_query(self._registry(txn), features, aliases, full_feature_names)
+                response = read_few(txn, query, entity_rows, now_us)
+            if response is not None:
+                return response
         with self._snapshot() as (txn, registry):
             query = self._online_query(registry, features, aliases, full_feature_names)
-            return read_rows(txn, query, key_columns(query.entities, entity_rows), now_us)
+            return read_rows(txn, query, key_columns(query.entities, entity_rows), now_us, threads)
 
     def online_reader(
         self,

@@ -38,15 +38,17 @@ def _pool_of(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="featuredb")
 
 
-def ranges(rows: int, threads: int | None = None) -> list[tuple[int, int]]:
+def ranges(rows: int, threads: int | None = None, rows_per_thread_min: int | None = None) -> list[tuple[int, int]]:
     """0 to `rows` cut for as many threads as pay: at most `threads`, or one for each core if that is None."""
-    parts = max(1, min(threads or cores(), rows // ROWS_PER_THREAD_MIN))
+    parts = max(1, min(threads or cores(), rows // (rows_per_thread_min or ROWS_PER_THREAD_MIN)))
     return list(pairwise(rows * part // parts for part in range(parts + 1)))
 
 
-def over_rows(rows: int, work: Callable[[int, int], None], threads: int | None = None) -> None:
+def over_rows(
+    rows: int, work: Callable[[int, int], None], threads: int | None = None, rows_per_thread_min: int | None = None
+) -> None:
     """Call ``work(start, stop)`` for ranges that cover 0 to `rows`, in parallel when it pays (see `ranges`)."""
-    _together([partial(work, start, stop) for start, stop in ranges(rows, threads)])
+    _together([partial(work, start, stop) for start, stop in ranges(rows, threads, rows_per_thread_min)])
 
 
 def over_items(items: Sequence[T], work: Callable[[T], None], threads: int | None = None) -> None:

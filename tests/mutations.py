@@ -139,8 +139,8 @@ FAULTS = (
     Fault(
         "max age is ignored online",
         "test_online.py",
-        "online/reader.py",
-        "        if self.max_age_us is not None and now_us - event > self.max_age_us:\n",
+        "online/query.py",
+        "        if plan.max_age_us is not None and now_us - event > plan.max_age_us:\n",
         "        if False:\n",
     ),
     Fault(

@@ -34,6 +34,7 @@ from featuredb.storage.engine import (
     translated,
     verify_pages,
 )
+from featuredb.storage.filemap import FileMap
 from featuredb.storage.handle import Env, closed_error
 from featuredb.storage.txn import Bytes, ReadTxn, WriteTxn
 from featuredb.storage.writelock import WriteLock
@@ -57,6 +58,8 @@ class Core:
         self.durable = durable
         self.lock = WriteLock(path, fd)
         self._map_bytes = map_bytes
+        # Snapshots of files that this one has taken the place of: so that no number is given twice.
+        self.ids_before = 0
         self._take(engine)
         self.handles = 0
         self.active: set[ReadTxn] = set()
@@ -69,6 +72,7 @@ class Core:
         self.begin: Callable[..., Any] = engine.begin
         self.readonly: bool = engine.flags()["readonly"]
         self.key = self.lock.file_key()
+        self.file_map = FileMap(self.path, self.key, engine.lib_version())
 
     # --- transactions ------------------------------------------------------------------------
 
@@ -79,7 +83,7 @@ class Core:
             while True:
                 self._wait_for_gate(txn)
                 try:
-                    return self.begin(write=write, buffers=True)
+                    return self.begin(write=write, buffers=txn.views)
                 except MapResizedError:
                     self.active.discard(txn)
                     self._follow_growth()
@@ -302,6 +306,7 @@ class Core:
             found = cursor.prev() if cursor.set_range(limits.NS_DEFINITION) else cursor.last()
             last = (cursor.key(), cursor.value()) if found and cursor.key().startswith(limits.NS_COMMIT) else None
         before = self.key
+        self.ids_before += self.engine.info()["last_txnid"]
         # LMDB's locks belong to a process and the lock file, which stays: the two cannot be open at once.
         self.engine.close()
         try:

@@ -33,11 +33,11 @@ class Env:
         self._readonly = readonly
         self._durable = durable
 
-    def read(self) -> ReadTxn:
-        """A snapshot of the file: ``with env.read() as txn``."""
+    def read(self, views: bool = True) -> ReadTxn:
+        """A snapshot of the file: ``with env.read() as txn``; its values are views, or copies."""
         if self._core is None:
             raise closed_error(self.path)
-        return ReadTxn(self._core)
+        return ReadTxn(self._core, views)
 
     @contextlib.contextmanager
     def writer(self, timeout_seconds: float = limits.WRITE_TIMEOUT_SECONDS) -> Iterator[None]:

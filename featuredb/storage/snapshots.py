@@ -36,6 +36,7 @@ from featuredb.limits import (
 )
 from featuredb.schema import check_name
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
+from featuredb.storage.filemap import Tree
 from featuredb.storage.log import append_commit, last_commit
 from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pin_key, pin_manifest, pinned_manifests, unpin
 from featuredb.storage.moving import settle
@@ -271,6 +272,12 @@ class SnapshotTxn(ReadTxn):
         pairs = ((bytes(key), found.get(bytes(key))) for key in keys)
         return [(memoryview(key), value) for key, value in pairs if value]
 
+    def tree(self, prefix: bytes) -> Tree | None:
+        """As for the file itself, unless a row under `prefix` was saved, or is not stored under that key."""
+        if prefix[:1] != NS_ONLINE or any(any(self._inner.scan(layer + prefix[1:])) for layer in self._layers()):
+            return None
+        return self._inner.tree(prefix)
+
     def scan(self, prefix: bytes, start: bytes = b"") -> Iterator[tuple[memoryview, memoryview]]:
         space = prefix[:1]
         if space == NS_ONLINE:
@@ -348,8 +355,8 @@ class SnapshotEnv(Env):
         )
         yield
 
-    def read(self) -> SnapshotTxn:
-        return SnapshotTxn(self.base.read(), self.snapshot, self._definitions)
+    def read(self, views: bool = True) -> SnapshotTxn:
+        return SnapshotTxn(self.base.read(views), self.snapshot, self._definitions)
 
     def copy(self, path: str) -> None:
         raise InputError(

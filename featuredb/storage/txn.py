@@ -12,6 +12,7 @@ from featuredb.errors import ClosedError, InputError, LimitError
 
 if TYPE_CHECKING:
     from featuredb.storage.env import Core
+    from featuredb.storage.filemap import Tree
 
 Bytes = bytes | bytearray | memoryview
 
@@ -22,13 +23,15 @@ SCAN_ENTRIES = 64
 class ReadTxn:
     """One snapshot of the file, as a context manager. Values are views of the map, valid only inside it.
 
-    Made by `Env.read`. May be nested, and used by any thread while it is open.
+    Made by `Env.read`. May be nested, and used by any thread while it is open. Without `views`, keys and values are
+    copied as bytes: faster for a few short ones.
     """
 
-    __slots__ = ("_core", "_txn", "thread")
+    __slots__ = ("_core", "_txn", "thread", "views")
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, views: bool = True) -> None:
         self._core = core
+        self.views = views
         self._txn: Any = None
         self.thread = 0
 
@@ -38,7 +41,8 @@ class ReadTxn:
         core.active.add(self)
         if not core.stopped:
             try:
-                self._txn = core.begin(buffers=True)
+                # Positional, for this is on the path of every look-up: database, parent, write, buffers.
+                self._txn = core.begin(None, None, False, self.views)
                 return self
             except Exception:
                 # Tried again below, where every cause is dealt with.
@@ -68,7 +72,7 @@ class ReadTxn:
     def id(self) -> int:
         """Number of the snapshot; it grows with every commit, of any process."""
         try:
-            return int(self._txn.id())
+            return self._txn.id() + self._core.ids_before  # type: ignore[no-any-return]
         except Exception as error:
             raise self._failure(error) from error
 
@@ -83,6 +87,13 @@ class ReadTxn:
         """Keys and values of those of `keys` that exist, in the order of `keys`."""
         try:
             return self._txn.cursor().getmulti(keys)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def tree(self, prefix: bytes) -> Tree | None:
+        """The pages to walk for keys that begin with `prefix`; None if only `get` and `get_many` can tell."""
+        try:
+            return self._core.file_map.tree(self._txn)
         except Exception as error:
             raise self._failure(error) from error
 
@@ -161,6 +172,9 @@ class WriteTxn(ReadTxn):
 
     def follow(self) -> None:
         """Do nothing: whoever took the write lock has seen to it."""
+
+    def tree(self, prefix: bytes) -> None:
+        """None: what this transaction has written is not in the file yet."""
 
     def put(self, key: Bytes, value: Bytes) -> None:
         """Set `key` to `value`."""
