@@ -58,8 +58,6 @@ class Core:
         self.durable = durable
         self.lock = WriteLock(path, fd)
         self._map_bytes = map_bytes
-        # Snapshots of files that this one has taken the place of: so that no number is given twice.
-        self.ids_before = 0
         self._take(engine)
         self.handles = 0
         self.active: set[ReadTxn] = set()
@@ -306,7 +304,6 @@ class Core:
             found = cursor.prev() if cursor.set_range(limits.NS_DEFINITION) else cursor.last()
             last = (cursor.key(), cursor.value()) if found and cursor.key().startswith(limits.NS_COMMIT) else None
         before = self.key
-        self.ids_before += self.engine.info()["last_txnid"]
         # LMDB's locks belong to a process and the lock file, which stays: the two cannot be open at once.
         self.engine.close()
         try:

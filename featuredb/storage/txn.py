@@ -70,9 +70,9 @@ class ReadTxn:
         self.__enter__()
 
     def id(self) -> int:
-        """Number of the snapshot; it grows with every commit, of any process."""
+        """Number of the snapshot; it grows with every commit, of any process, also in a file that replaces another."""
         try:
-            return self._txn.id() + self._core.ids_before  # type: ignore[no-any-return]
+            return self._txn.id()  # type: ignore[no-any-return]
         except Exception as error:
             raise self._failure(error) from error
 
