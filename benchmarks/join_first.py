@@ -55,6 +55,7 @@ SYSTEMS = (
         _load(compiled=True),
         prepare_featuredb,
         expected="join",
+        elsewhere=True,
     ),
     System(
         "join",
@@ -64,5 +65,6 @@ SYSTEMS = (
         _load(compiled=False),
         prepare_featuredb,
         expected="join",
+        elsewhere=True,
     ),
 )

@@ -120,11 +120,15 @@ class Lab:
                 children[place].ask("rest")
         results = []
         for place, (system, _) in enumerate(pairs):
-            taken, sizes = _look_at_memory(children[place])
-            if system.once:
-                check(place)
-            children[place].ask("rest")
-            counted = seconds[place] or [taken]
+            if system.elsewhere:
+                sizes = children[place].ask("sizes") | {"peak_bytes": None}
+            else:
+                taken, sizes = _look_at_memory(children[place])
+                if system.once:
+                    seconds[place].append(taken)
+                    check(place)
+                children[place].ask("rest")
+            counted = seconds[place]
             results.append(
                 {
                     "task": system.task,

@@ -65,6 +65,7 @@ SYSTEMS = (
         _load(_FEATUREDB, "online.fdb"),
         prepare_featuredb,
         data="online",
+        elsewhere=True,
     ),
     System(
         "online",
@@ -74,6 +75,7 @@ SYSTEMS = (
         _load(_ONE_ROW, "online.fdb"),
         prepare_featuredb,
         data="online",
+        elsewhere=True,
     ),
     System(
         "online",
@@ -83,5 +85,6 @@ SYSTEMS = (
         _load(_LMDB, "online.lmdb"),
         prepare_lmdb,
         data="online",
+        elsewhere=True,
     ),
 )

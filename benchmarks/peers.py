@@ -92,6 +92,8 @@ class System:
         The data it works on: main, zipf (popularity of entities) or online (more entities).
     once : bool
         Run a single time: its memory is what counts.
+    elsewhere : bool
+        What is timed is a process that the case starts, so that memory is not looked at.
     """
 
     task: str
@@ -104,6 +106,7 @@ class System:
     expected: str = ""
     data: str = "main"
     once: bool = False
+    elsewhere: bool = False
 
     @property
     def label(self) -> str:

@@ -155,11 +155,8 @@ def _spread(result: dict[str, Any]) -> str:
 def _figures_row(name: str, result: dict[str, Any], base: dict[str, Any], rows: int) -> str:
     ratio = _per_row(result, rows) / _per_row(base, rows)
     partly = f" ({result['rows']:,} rows)" if result["rows"] not in (None, base["rows"] or rows) else ""
-    disk = "" if result["file_bytes"] is None else mebibytes(result["file_bytes"])
-    return (
-        f"| {name} | {result['system']}{partly} | {_spread(result)} | {ratio:.2f} | "
-        f"{mebibytes(result['peak_bytes'])} | {disk} |"
-    )
+    peak, disk = ("" if result[size] is None else mebibytes(result[size]) for size in ("peak_bytes", "file_bytes"))
+    return f"| {name} | {result['system']}{partly} | {_spread(result)} | {ratio:.2f} | {peak} | {disk} |"
 
 
 def _cold_table(kept: Kept) -> Iterator[str]:
