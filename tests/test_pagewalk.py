@@ -115,7 +115,7 @@ def test_keys_that_share_beginnings_or_begin_one_another(
     write(env, {b"": b"below", b"\xff": b"above"}, b"o\x00\x00\x00\x08")
     asked = near([key for entries in commits for key in entries]) + others
     assert_walk_is_get(env, asked)
-    assert_walk_is_get(env, ["".encode(), b"\xff", b"x"], b"o\x00\x00\x00\x08")
+    assert_walk_is_get(env, [b"", b"\xff", b"x"], b"o\x00\x00\x00\x08")
     env.close()
 
 
