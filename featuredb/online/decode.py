@@ -76,7 +76,7 @@ class Decoder:
         self._heaps: list[list[tuple[NDArray[np.int64], Heap]]] = [[] for _ in self._variable]
 
     def read(
-        self, lookup: Lookup, version: int, layout_of: Callable[[int, int], RowLayout], threads: int | None
+        self, lookup: Lookup, layout: RowLayout, layout_of: Callable[[int, int], RowLayout], threads: int | None
     ) -> None:
         """Fill in all rows.
 
@@ -84,15 +84,14 @@ class Decoder:
         ----------
         lookup : Lookup
             Of as many keys.
-        version : int
-            The layout that most rows have.
+        layout : RowLayout
+            That which most rows have.
         layout_of : callable
-            From a version, and the place of a row that has it, to the layout.
+            From another version, and the place of a row that has it, to the layout.
         threads : int, optional
             At most so many; all cores, if it pays, when left out.
         """
         rows = len(self.state)
-        layout = layout_of(version, 0)
         plan = self._plan(layout)
         walked = lookup.walked
 

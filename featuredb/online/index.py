@@ -266,8 +266,8 @@ class OnlineIndex:
         decoder = Decoder([(self.table.feature_ids[name], self._dtypes[name]) for name in names], len(keys))
         decoder.read(
             lookup,
-            self.current.version,
-            lambda version, row: self.layout(version, self._key_of([full_key(row)])),
+            self.current,
+            lambda version, row: self.layout(version, lambda _: self._key_of([full_key(row)])(0)),
             threads,
         )
         bad = np.flatnonzero(decoder.state == kernels.BAD)
