@@ -139,7 +139,7 @@ def written(txn: WriteTxn, column: Column) -> SegmentReader:
 @settings(max_examples=300)
 def test_a_column_of_any_scalar_dtype_is_read_as_it_was_written(column: Column, small: bool) -> None:
     with pytest.MonkeyPatch.context() as patch, fdb.open(":memory:") as db, db._env.writer(5):
-        patch.setattr("featuredb.storage.segment_writer.PACKED_SAVING_MIN", -1000)
+        patch.setattr("featuredb.storage.encode.PACKED_SAVING_MIN", -1000)
         if small:
             tiny_limits(patch)
 

@@ -67,6 +67,8 @@ def _doubles(data: NDArray[Any]) -> NDArray[np.float64]:
 
 def _of_integers(column: Column) -> Packing:
     data, valid = column.data, column.valid
+    if data.strides == (0,) and data.dtype.kind == "i":
+        return Packing(0, int(data[0]))
     flip, dtype = (np.uint64(1 << 63), np.int64) if data.dtype.kind == "i" else (np.uint64(0), np.uint64)
     found = np.empty(2, dtype=np.uint64)
     least, greatest = [], []

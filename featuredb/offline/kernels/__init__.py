@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from featuredb.offline.kernels.gathering import gather, gather_bytes
 from featuredb.offline.kernels.hashing import (
-    factorize_bytes,
     factorize_words,
     find_bytes,
     find_words,
@@ -17,12 +16,13 @@ from featuredb.offline.kernels.hashing import (
     insert_words,
 )
 from featuredb.offline.kernels.searching import asof, find_before, find_rows
-from featuredb.offline.kernels.sorting import counting_sort, sort_runs
+from featuredb.offline.kernels.sorting import ascending, count_codes, counting_sort, scatter_rows, sort_runs
 
 __all__ = [
+    "ascending",
     "asof",
+    "count_codes",
     "counting_sort",
-    "factorize_bytes",
     "factorize_words",
     "find_before",
     "find_bytes",
@@ -32,5 +32,6 @@ __all__ = [
     "gather_bytes",
     "insert_bytes",
     "insert_words",
+    "scatter_rows",
     "sort_runs",
 ]
