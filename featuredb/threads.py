@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -47,7 +47,7 @@ def ranges(rows: int, threads: int | None = None) -> list[tuple[int, int]]:
 
 def over_rows(rows: int, work: Callable[[int, int], None], threads: int | None = None) -> None:
     """Call ``work(start, stop)`` for ranges that cover 0 to `rows`, in parallel when it pays (see `ranges`)."""
-    _together([lambda start=start, stop=stop: work(start, stop) for start, stop in ranges(rows, threads)])
+    _together([partial(work, start, stop) for start, stop in ranges(rows, threads)])
 
 
 def over_items(items: Sequence[T], work: Callable[[T], None], threads: int | None = None) -> None:

@@ -170,7 +170,7 @@ def tiny_limits(patch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "storage.encode.CHUNK_ROWS_MAX": 4,
         "storage.encode.CHUNK_BYTES_TARGET": 32,
-        "storage.encode.PACKED_SAVING_MIN": -1000,
+        "storage.packing.PACKED_SAVING_MIN": -1000,
         "storage.packing.CHUNK_ROWS_MAX": 3,
         "storage.packing._SAMPLE_ROWS": 2,
         "storage.segment.SEGMENTS_HELD_MAX": 1,

@@ -12,11 +12,12 @@ from featuredb.columns import Column, Heap
 from featuredb.limits import KEYS_PER_BLOCK
 from featuredb.offline import kernels
 from featuredb.schema import DType
-from featuredb.storage.encode import distinct
+from featuredb.storage.encode import distinct, taken
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import key_words
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.segment import frozen
+from featuredb.threads import over_items, ranges
 
 # Below this many keys a look-up in the tree beats reading the whole dictionary.
 TREE_LOOKUPS_MAX = 512
@@ -61,22 +62,48 @@ def number_keys(columns: Sequence[Column]) -> tuple[NDArray[np.int32], NDArray[n
 def _number_column(column: Column) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     if column.heap is None:
         return _number_words(key_words([column], slice(None)))
-    places = distinct(column.compact()).data
+    places = distinct(column).data
     return _number_words(places.astype(np.uint64))
 
 
 def _number_words(words: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """As `number_keys`, each part of the rows by a thread of its own."""
     numbers = np.empty(len(words), dtype=np.int32)
+    parts = ranges(len(words))
+    firsts: dict[int, NDArray[np.int32]] = {}
+
+    def number(part: tuple[int, int]) -> None:
+        start, stop = part
+        firsts[start] = start + _number_part(words[start:stop], numbers[start:stop])
+
+    over_items(parts, number)
+    if len(parts) == 1:
+        return numbers, firsts[0]
+    found = np.concatenate([firsts[start] for start, _ in parts])
+    joint = np.empty(len(found), dtype=np.int32)
+    joint_firsts = _number_part(words[found], joint)
+    offsets = np.cumsum([0, *(len(firsts[start]) for start, _ in parts)])
+
+    def renumber(place: int) -> None:
+        part = numbers[slice(*parts[place])]
+        part[:] = taken(joint[offsets[place] : offsets[place + 1]], part)
+
+    over_items(range(len(parts)), renumber)
+    return numbers, found[joint_firsts]
+
+
+def _number_part(words: NDArray[np.uint64], numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Fill `numbers`; the first row of each."""
     held = np.empty(_DISTINCT_MIN, dtype=np.uint64)
     firsts = np.empty(_DISTINCT_MIN, dtype=np.int32)
     row, count = kernels.factorize_words(words, 0, 0, _table(len(held)), held, firsts, numbers)
     while row < len(words):
         # The table grows with the distinct keys, and so stays in the cache where they are few.
-        held, firsts = np.resize(held, 4 * count), np.resize(firsts, 4 * count)
+        held, firsts = np.resize(held, 2 * count), np.resize(firsts, 2 * count)
         table = _table(len(held))
         kernels.insert_words(held[:count], 0, table)
         row, count = kernels.factorize_words(words, row, count, table, held, firsts, numbers)
-    return numbers, firsts[:count]
+    return firsts[:count]
 
 
 class KeyDictionary:

@@ -29,6 +29,7 @@ from featuredb.offline.search import Found, Gatherer, Query, chunks_to_search, e
 from featuredb.online.index import OnlineIndex
 from featuredb.progress import Report
 from featuredb.schema import DTYPES, Source
+from featuredb.storage.encode import taken
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.log import append_commit, last_commit
@@ -343,9 +344,9 @@ class Ingest:
     def _add(self, txn: WriteTxn, batch: Prepared, commit_id: int) -> tuple[_Outcome, Rows, int]:
         """Sort a batch and drop what history already holds: what is left to be written, and as which segment."""
         outcome = _Outcome(list(self._segments), dict(self._dead), self._latest)
-        taken = [read_manifest(txn, self._table.id).next_segment_id, *(ref.id + 1 for ref in outcome.segments)]
+        next_ids = [read_manifest(txn, self._table.id).next_segment_id, *(ref.id + 1 for ref in outcome.segments)]
         commit = uniform(commit_id, len(batch))
-        codes = self._codes(txn, batch.keys)[batch.number]
+        codes = taken(self._codes(txn, batch.keys), batch.number)
         rows = sort_rows(Rows(codes, batch.event, batch.created, commit, batch.columns))
         if not len(batch):
             return outcome, rows, 0
@@ -364,7 +365,7 @@ class Ingest:
             return outcome, rows.take(slice(0)), 0
         fresh = self._settle(txn, outcome, rows)
         outcome.ingested += len(fresh)
-        return outcome, fresh, max(taken)
+        return outcome, fresh, max(next_ids)
 
     def _added(self, txn: ReadTxn, outcome: _Outcome, ref: SegmentRef) -> None:
         outcome.nbytes = self._cache.reader(txn, self._table.id, ref).info.nbytes

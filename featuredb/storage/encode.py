@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Column, Heap
+from featuredb.columns import Column, Heap, zeroed
 from featuredb.errors import LimitError
-from featuredb.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, CHUNK_ROWS_MAX, PACKED_SAVING_MIN
+from featuredb.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, CHUNK_ROWS_MAX
 from featuredb.storage import kernels
-from featuredb.storage.packing import Packing, choose, packed
-from featuredb.storage.segment import BYTES, CODES, DATA, OFFSETS, STARTS, VALID, checksum, frozen, words_of
+from featuredb.storage.packing import Packing, choose, mask, packed
+from featuredb.storage.segment import BYTES, CODES, DATA, OFFSETS, STARTS, VALID, checksum, frozen
 
 _PLAIN = Packing(0, 0)
 
@@ -84,7 +84,7 @@ def plan(column_id: int, column: Column, places: NDArray[np.int32] | None = None
     # The entity index is searched as it lies.
     if column_id not in (CODES, STARTS) and not column.dtype.is_vector:
         packing = choose(column)
-        if packing is not None and _saves(len(column), value_bytes, packing.width):
+        if packing is not None:
             return Plan(column_id, column, places, "packed", CHUNK_ROWS_MAX, packing)
     return Plan(column_id, column, places, "plain", _chunk_rows(value_bytes))
 
@@ -93,13 +93,8 @@ def _chunk_rows(row_bytes: float) -> int:
     return int(min(CHUNK_ROWS_MAX, max(1, CHUNK_BYTES_TARGET // max(row_bytes, 1))))
 
 
-def _saves(rows: int, value_bytes: int, width: int) -> bool:
-    """Whether packing is worth its price: short columns may even grow."""
-    return 8 * words_of(rows, width) <= (1 - PACKED_SAVING_MIN) * rows * value_bytes
-
-
 def _plan_heap(column_id: int, column: Column, places: NDArray[np.int32] | None) -> Plan:
-    column = distinct(column.compact())
+    column = distinct(column)
     heap = column.heap
     assert heap is not None
     if len(heap) <= max(256, len(column) // 4) and heap.offsets[-1] <= CHUNK_BYTES_TARGET:
@@ -115,17 +110,31 @@ def _plan_heap(column_id: int, column: Column, places: NDArray[np.int32] | None)
 
 
 def distinct(column: Column) -> Column:
-    """The column with a heap of distinct entries, if it had few enough to try."""
+    """The column of variable width with a heap of the entries in use, each once if there were few enough to try."""
     heap = column.heap
-    if heap is None or len(heap) > max(1024, len(column) // 2):
+    assert heap is not None
+    used = np.zeros(len(heap), dtype=np.bool_)
+    kernels.mark(frozen(column.data), mask(column.valid), used)
+    places = np.flatnonzero(used)
+    kept = heap if len(places) == len(heap) else heap.take(places)
+    numbers = np.arange(len(kept), dtype=np.int32)
+    if len(kept) <= max(1024, len(column) // 2):
+        numbers, firsts = _numbered(kept)
+        kept = kept if len(firsts) == len(kept) else kept.take(firsts)
+    if len(kept) == len(heap):
         return column
+    renumbered = np.zeros(len(heap), dtype=np.int32)
+    renumbered[places] = numbers
+    data = taken(renumbered, column.data)
+    return Column(column.dtype, zeroed(data, column.valid), column.valid, kept)
+
+
+def _numbered(heap: Heap) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The number of each entry among the distinct ones, and the first entry of each."""
     numbers, firsts = np.empty(len(heap), dtype=np.int32), np.empty(len(heap), dtype=np.int32)
     table = np.full(1 << max(4, (2 * len(heap)).bit_length()), -1, dtype=np.int32)
     count = kernels.factorize_bytes(frozen(heap.offsets), frozen(heap.data), table, numbers, firsts)
-    if count == len(heap):
-        return column
-    data = numbers[column.data] if column.valid is None else np.where(column.valid, numbers[column.data], np.int32(0))
-    return Column(column.dtype, data, column.valid, heap.take(firsts[:count]))
+    return numbers, firsts[:count]
 
 
 def _rows_of(column: Column, places: NDArray[np.int32] | None, first: int, stop: int) -> Column:
@@ -134,19 +143,19 @@ def _rows_of(column: Column, places: NDArray[np.int32] | None, first: int, stop:
     if places is None:
         data, valid = data[first:stop], None if valid is None else valid[first:stop]
     else:
-        at = frozen(places[first:stop])
-        data, valid = _take(data, at), None if valid is None else _take(valid, at)
+        at = places[first:stop]
+        data, valid = taken(data, at), None if valid is None else taken(valid, at)
     return Column(column.dtype, data, None if valid is None or valid.all() else valid, column.heap)
 
 
-def _take(values: NDArray[Any], places: NDArray[np.int32]) -> NDArray[Any]:
+def taken(values: NDArray[Any], places: NDArray[np.int32]) -> NDArray[Any]:
     """``values[places]``, as words so that few kernels are compiled; numpy would check each place."""
     width = values.dtype.itemsize
     if width not in (1, 2, 4, 8):
         return values[places]
     out = np.empty(len(places), dtype=values.dtype)
     word = f"u{width}"
-    kernels.take(frozen(np.ascontiguousarray(values).view(word)), places, out.view(word))
+    kernels.take(frozen(np.ascontiguousarray(values).view(word)), frozen(places), out.view(word))
     return out
 
 

@@ -153,6 +153,14 @@ def take(values, places, out):
 
 
 @njit(**_options)
+def mark(places, valid, out):
+    """out[place] = True for all `places` that are not null; `valid` is empty or False where one is."""
+    for i in range(len(places)):
+        if len(valid) == 0 or valid[i]:
+            out[places[i]] = True
+
+
+@njit(**_options)
 def take_entries(offsets, data, entries, bounds, out):
     """Entries of a heap one after the other: entry entries[i] to out[bounds[i]:bounds[i + 1]], which may be empty."""
     for i in range(len(entries)):

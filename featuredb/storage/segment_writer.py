@@ -71,21 +71,20 @@ class Rows:
     def where(self, mask: NDArray[np.bool_]) -> Rows:
         """The rows of the mask, their values where they are."""
         places = np.flatnonzero(mask).astype(np.int32) if self.places is None else self.places[mask]
-        return Rows(*(_taken(array, mask) for array in self._arrays), self.columns, places)
+        return self._at(mask, self.columns, places)
 
     def take(self, rows: NDArray[Any] | slice) -> Rows:
         """The rows at these positions (or of a mask or slice), with columns of just these."""
         at = rows if self.places is None else self.places[rows]
-        columns = {name: column.take(at) for name, column in self.columns.items()}
-        return Rows(*(_taken(array, rows) for array in self._arrays), columns)
+        return self._at(rows, {name: column.take(at) for name, column in self.columns.items()}, None)
 
     def gathered(self) -> Rows:
         """The rows with their values in order."""
         return self if self.places is None else self.take(slice(None))
 
-    @property
-    def _arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        return self.codes, self.event, self.created, self.commit
+    def _at(self, rows: NDArray[Any] | slice, columns: Mapping[int, Column], places: NDArray[np.int32] | None) -> Rows:
+        created, commit = _taken(self.created, rows), _taken(self.commit, rows)
+        return Rows(self.codes[rows], self.event[rows], created, commit, columns, places)
 
 
 def _taken(values: NDArray[Any], rows: NDArray[Any] | slice) -> NDArray[Any]:
@@ -121,7 +120,9 @@ class SegmentEncoder:
             CODES: rows.codes[starts],
             STARTS: np.append(starts, len(rows)).astype(np.int32),
         }
-        planned = [(key, Column(DTYPES[SYSTEM_DTYPES[key]], values), None) for key, values in system.items()]
+        planned: list[tuple[int, Column, NDArray[np.int32] | None]] = [
+            (key, Column(DTYPES[SYSTEM_DTYPES[key]], values), None) for key, values in system.items()
+        ]
         planned += [(key, column, rows.places) for key, column in rows.columns.items()]
         self._parallel = len(ranges(len(rows))) > 1
         plans: dict[int, Plan] = {}
