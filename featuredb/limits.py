@@ -73,6 +73,9 @@ DECIMAL_EXPONENT_MAX: Final = 15
 DECIMAL_INTEGER_MAX: Final = 1 << 51
 # Packed values must take less than plain ones by this share, or they are stored plain, which is faster to read.
 PACKED_SAVING_MIN: Final = 1 / 16
+# A transaction holds what it writes in memory until it ends, and then waits for the disk: while a long segment is
+# encoded, it is written in transactions of this size.
+STAGE_BYTES: Final = 1 << 26
 # A segment is merged with its neighbours of like size once this many have gathered.
 MERGE_FANOUT: Final = 4
 # A segment with more than this share of replaced rows is rewritten.

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TypeVar
@@ -63,14 +64,34 @@ def over_items(items: Sequence[T], work: Callable[[T], None], threads: int | Non
     _together([some] * parts)
 
 
+def in_order(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """The results of the tasks, in their order. Other threads are a few tasks ahead of the caller."""
+    pool = _pool()
+    ahead: deque[Future[T]] = deque()
+    try:
+        for task in tasks:
+            ahead.append(pool.submit(task))
+            if len(ahead) > 2 * cores():
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for future in ahead:
+            future.cancel()
+        wait(ahead)
+
+
+def _pool() -> ThreadPoolExecutor:
+    with _creating:
+        return _pool_of(os.getpid())
+
+
 def _together(tasks: Sequence[Callable[[], None]]) -> None:
     """Run all, the first in this thread. Waits for every one, and raises what one raised."""
     if len(tasks) == 1:
         tasks[0]()
         return
-    with _creating:
-        pool = _pool_of(os.getpid())
-    futures = [pool.submit(task) for task in tasks[1:]]
+    futures = [_pool().submit(task) for task in tasks[1:]]
     try:
         tasks[0]()
     finally:

@@ -168,9 +168,9 @@ def small_batches(patch: pytest.MonkeyPatch, rows: int) -> None:
 def tiny_limits(patch: pytest.MonkeyPatch) -> None:
     """Make a few rows reach what only large data does: many chunks, blocks, tiers, threads, evictions."""
     for name, value in {
-        "storage.segment_writer.CHUNK_ROWS_MAX": 4,
-        "storage.segment_writer.CHUNK_BYTES_TARGET": 32,
-        "storage.segment_writer.PACKED_SAVING_MIN": -1000,
+        "storage.encode.CHUNK_ROWS_MAX": 4,
+        "storage.encode.CHUNK_BYTES_TARGET": 32,
+        "storage.packing.PACKED_SAVING_MIN": -1000,
         "storage.packing.CHUNK_ROWS_MAX": 3,
         "storage.packing._SAMPLE_ROWS": 2,
         "storage.segment.SEGMENTS_HELD_MAX": 1,

@@ -120,8 +120,8 @@ def batches() -> Iterator[tuple[str, dict[str, str], list[Row]]]:
 
 def make_golden(path: Path, patch: pytest.MonkeyPatch) -> None:
     """Make a file with every dtype, encoding, layout and kind of record; chunks are small, so that it has many."""
-    patch.setattr("featuredb.storage.segment_writer.CHUNK_ROWS_MAX", 256)
-    patch.setattr("featuredb.storage.segment_writer.CHUNK_BYTES_TARGET", 4096)
+    patch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 256)
+    patch.setattr("featuredb.storage.encode.CHUNK_BYTES_TARGET", 4096)
 
     def define(name: str, features: dict[str, str], **options: Any) -> fdb.FeatureTable:
         return fdb.FeatureTable(name, TABLES[name][0], [fdb.Feature(*one) for one in features.items()], **options)

@@ -12,17 +12,20 @@ from featuredb.columns import Column, Heap
 from featuredb.limits import KEYS_PER_BLOCK
 from featuredb.offline import kernels
 from featuredb.schema import DType
+from featuredb.storage.encode import distinct, taken
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import encode_keys, key_words, too_long
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.segment import frozen
-from featuredb.threads import over_rows
+from featuredb.threads import over_items, over_rows, ranges
 
 # So many look-ups in the tree cost less than reading the dictionary: of a small one, and for each key of a large one.
 TREE_LOOKUPS_MAX = 512
 TREE_LOOKUPS_PER_KEY = 1 / 16
 # Keys are put into words so many at a time, in the cache.
 _ROWS_AT_A_TIME = 1 << 14
+# Room for distinct keys to begin with when rows are numbered.
+_DISTINCT_MIN = 1 << 12
 
 
 def _table(entries: int) -> NDArray[np.int32]:
@@ -46,16 +49,65 @@ def word_width(dtypes: tuple[DType, ...]) -> int:
     return width if width <= 8 else 0
 
 
-def factorize(keys: Heap, dtypes: tuple[DType, ...]) -> tuple[NDArray[np.int32], Heap]:
-    """Each key's number, and the distinct keys in order of appearance."""
-    out = np.empty(len(keys), dtype=np.int32)
-    firsts = np.empty(len(keys), dtype=np.int32)
-    width = word_width(dtypes)
-    if width:
-        count = kernels.factorize_words(_words(keys, width), _table(len(keys)), out, firsts)
-    else:
-        count = kernels.factorize_bytes(frozen(keys.offsets), frozen(keys.data), _table(len(keys)), out, firsts)
-    return out, keys.take(firsts[:count])
+def number_keys(columns: Sequence[Column]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Numbers for the distinct keys of the rows of `columns` (one for each entity, without nulls).
+
+    Returns each row's number, and the first row of each, which ascend. Cost: linear; only distinct keys are encoded.
+    """
+    if word_width(tuple(column.dtype for column in columns)):
+        return _number_words(key_words(columns, slice(None)))
+    numbers, firsts = _number_column(columns[0])
+    for column in columns[1:]:
+        more, _ = _number_column(column)
+        numbers, firsts = _number_words(numbers.astype(np.uint64) << np.uint64(32) | more.astype(np.uint64))
+    return numbers, firsts
+
+
+def _number_column(column: Column) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    if column.heap is None:
+        return _number_words(key_words([column], slice(None)))
+    places = distinct(column).data
+    return _number_words(places.astype(np.uint64))
+
+
+def _number_words(words: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """As `number_keys`, each part of the rows by a thread of its own."""
+    numbers = np.empty(len(words), dtype=np.int32)
+    parts = ranges(len(words))
+    firsts: dict[int, NDArray[np.int32]] = {}
+
+    def number(part: tuple[int, int]) -> None:
+        start, stop = part
+        firsts[start] = start + _number_part(words[start:stop], numbers[start:stop])
+
+    over_items(parts, number)
+    if len(parts) == 1:
+        return numbers, firsts[0]
+    found = np.concatenate([firsts[start] for start, _ in parts])
+    joint = np.empty(len(found), dtype=np.int32)
+    joint_firsts = _number_part(words[found], joint)
+    offsets = np.cumsum([0, *(len(firsts[start]) for start, _ in parts)])
+
+    def renumber(place: int) -> None:
+        part = numbers[slice(*parts[place])]
+        part[:] = taken(joint[offsets[place] : offsets[place + 1]], part)
+
+    over_items(range(len(parts)), renumber)
+    return numbers, found[joint_firsts]
+
+
+def _number_part(words: NDArray[np.uint64], numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Fill `numbers`; the first row of each."""
+    held = np.empty(_DISTINCT_MIN, dtype=np.uint64)
+    firsts = np.empty(_DISTINCT_MIN, dtype=np.int32)
+    row, count = kernels.factorize_words(words, 0, 0, _table(len(held)), held, firsts, numbers)
+    while row < len(words):
+        # The table grows with the distinct keys, and so stays in the cache where they are few.
+        held, firsts = np.resize(held, 2 * count), np.resize(firsts, 2 * count)
+        table = _table(len(held))
+        kernels.insert_words(held[:count], 0, table)
+        row, count = kernels.factorize_words(words, row, count, table, held, firsts, numbers)
+    return firsts[:count]
 
 
 class KeyDictionary:

@@ -76,6 +76,100 @@ def xxh64(words, tail):
     return state ^ (state >> np.uint64(32))
 
 
+@njit(inline="always", nogil=True)
+def mix(word):
+    """The finalizer of MurmurHash3 (Appleby, public domain): every input bit reaches every output bit."""
+    word ^= word >> np.uint64(33)
+    word *= np.uint64(0xFF51AFD7ED558CCD)
+    word ^= word >> np.uint64(33)
+    word *= np.uint64(0xC4CEB9FE1A85EC53)
+    word ^= word >> np.uint64(33)
+    return word
+
+
+@njit(inline="always", nogil=True)
+def hash_bytes(data, start, stop):
+    state = np.uint64(stop - start)
+    i = start
+    while i + 8 <= stop:
+        word = np.uint64(0)
+        for j in range(8):
+            word |= np.uint64(data[i + j]) << np.uint64(8 * j)
+        state = mix(state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        i += 8
+    word = np.uint64(0)
+    shift = np.uint64(0)
+    while i < stop:
+        word |= np.uint64(data[i]) << shift
+        shift += np.uint64(8)
+        i += 1
+    return mix(state ^ word)
+
+
+@njit(inline="always", nogil=True)
+def same_bytes(a, a_start, a_stop, b, b_start, b_stop):
+    if a_stop - a_start != b_stop - b_start:
+        return False
+    for i in range(a_stop - a_start):
+        if a[a_start + i] != b[b_start + i]:
+            return False
+    return True
+
+
+@njit(**_options)
+def factorize_bytes(offsets, data, table, out, firsts):
+    """Number the distinct entries in order of appearance: out[i] = number, firsts[number] = first entry.
+
+    `table` is a hash table with open addressing and linear probing: a power of two of numbers, -1 everywhere.
+    Returns the count of distinct entries.
+    """
+    mask = np.uint64(len(table) - 1)
+    count = 0
+    for i in range(len(offsets) - 1):
+        start = offsets[i]
+        stop = offsets[i + 1]
+        slot = hash_bytes(data, start, stop) & mask
+        code = table[slot]
+        while code >= 0:
+            first = firsts[code]
+            if same_bytes(data, start, stop, data, offsets[first], offsets[first + 1]):
+                break
+            slot = (slot + np.uint64(1)) & mask
+            code = table[slot]
+        if code < 0:
+            code = count
+            table[slot] = code
+            firsts[code] = i
+            count += 1
+        out[i] = code
+    return count
+
+
+@njit(**_options)
+def take(values, places, out):
+    """out[i] = values[places[i]]."""
+    for i in range(len(places)):
+        out[i] = values[places[i]]
+
+
+@njit(**_options)
+def mark(places, valid, out):
+    """out[place] = True for all `places` that are not null; `valid` is empty or False where one is."""
+    for i in range(len(places)):
+        if len(valid) == 0 or valid[i]:
+            out[places[i]] = True
+
+
+@njit(**_options)
+def take_entries(offsets, data, entries, bounds, out):
+    """Entries of a heap one after the other: entry entries[i] to out[bounds[i]:bounds[i + 1]], which may be empty."""
+    for i in range(len(entries)):
+        source = offsets[entries[i]]
+        target = bounds[i]
+        for j in range(bounds[i + 1] - target):
+            out[target + j] = data[source + j]
+
+
 @njit(**_options)
 def pack(values, valid, base, width, out):
     """values[i] - base in bits [i * width, (i + 1) * width) of `out`, which ends in a word of zeros.

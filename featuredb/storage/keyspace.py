@@ -20,14 +20,18 @@ from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.records import pack, unpack
 
 
-def _pack_code(key: bytes, code: bytes) -> bytes:
-    """The value of a key in the tree: its code, little-endian, and the checksum of both."""
-    return code + zlib.crc32(key + code).to_bytes(4, "little")
+def _pack_codes(keys: Sequence[bytes], codes: NDArray[np.int32]) -> list[bytes]:
+    """The value of each key in the tree: its code, little-endian, and the checksum of both."""
+    words = np.empty((len(keys), 2), dtype="<u4")
+    words[:, 0] = codes
+    packed = words[:, 0].copy().view("V4").tolist()
+    words[:, 1] = np.fromiter(map(zlib.crc32, map(bytes.__add__, keys, packed)), dtype=np.uint32, count=len(keys))
+    return words.view("V8").reshape(-1).tolist()
 
 
 def code_of(key: bytes, raw: memoryview) -> int | None:
     """The code that is stored for `key`, None if it is damaged."""
-    if len(raw) != 8 or _pack_code(key, bytes(raw[:4])) != raw:
+    if len(raw) != 8 or zlib.crc32(key + bytes(raw[:4])) != int.from_bytes(raw[4:], "little"):
         return None
     return int.from_bytes(raw[:4], "little")
 
@@ -108,8 +112,10 @@ class KeySpace:
             raise LimitError(f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys")
         raw = keys.tolist()
         codes = np.arange(first, first + len(keys), dtype=np.int32)
-        packed = map(_pack_code, raw, codes.astype("<u4").view("V4").tolist())
-        txn.put_many(sorted(zip(map(self._key_prefix.__add__, raw), packed, strict=True)))
+        packed = _pack_codes(raw, codes)
+        # Pages are filled in key order.
+        order = sorted(range(len(raw)), key=raw.__getitem__)
+        txn.put_many((self._key_prefix + raw[place], packed[place]) for place in order)
         done = 0
         while done < len(keys):
             block, used = divmod(first + done, KEYS_PER_BLOCK)
