@@ -101,8 +101,14 @@ def test_compiled_reads_equal_general_ones_for_any_dtypes_nulls_layouts_and_thre
     with env.read() as txn:
         expected = general(second, txn, _keys(keys), wanted)
         assert_same(compiled(second, txn, _keys(keys), wanted, threads), expected)
-    with env.writer(10):  # where nothing can be walked
-        env.write(lambda txn: assert_same(compiled(second, txn, _keys(keys), wanted, threads), expected))
+
+    def work(txn: Any) -> None:
+        # Of a key that sorts behind all asked for: from here on nothing can be walked.
+        txn.put(OnlineIndex(second).prefix + b"\xff" * 9, b"")
+        assert_same(compiled(second, txn, _keys(keys), wanted, threads), expected)
+
+    with env.writer(10):
+        env.write(work)
     env.close()
 
 

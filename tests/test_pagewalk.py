@@ -53,7 +53,7 @@ def near(keys: Iterable[bytes]) -> list[bytes]:
 def walked(txn: ReadTxn, keys: list[bytes], prefix: bytes = PREFIX) -> tuple[Lookup, list[bytes | None]]:
     lookup = Lookup(txn, prefix, Heap.of(keys))
     lookup.walk(0, len(keys))
-    lookup.rest()
+    lookup.rest(0, len(keys))
     return lookup, [lookup.value(row) for row in range(len(keys))]
 
 
@@ -186,13 +186,28 @@ def test_an_older_transaction_is_read_by_the_engine(env: Env, commits: int) -> N
     assert_walk_is_get(env, keys)
 
 
-def test_a_transaction_that_writes_is_read_by_the_engine(env: Env) -> None:
-    write(env, {b"k": b"old"})
+@pytest.mark.parametrize("how", ["put", "put many", "delete", "delete all"])
+def test_a_transaction_that_writes_walks_the_commit_before_until_it_has_written_such_keys(env: Env, how: str) -> None:
+    keys = [b"%d" % i for i in range(300)]
+    write(env, dict.fromkeys(keys, b"old"))
+    write(env, dict.fromkeys(keys[::2], b"older"))
 
     def work(txn: Any) -> None:
-        txn.put(PREFIX + b"k", b"new")
-        assert_off(txn, [b"k"])
-        assert walked(txn, [b"k"])[1] == [b"new"]
+        txn.put(b"o\x00\x00\x00\x06other", b"x" * 5000)
+        txn.put_many([(b"o\x00\x00\x00\x08%d" % i, b"x" * 90) for i in range(500)])
+        lookup, values = walked(txn, keys)
+        assert values == got(txn, keys)
+        assert kernels.UNSETTLED not in lookup.walked.at
+        if how == "put":
+            txn.put(PREFIX + b"7", b"new")
+        elif how == "put many":
+            txn.put_many([(PREFIX + b"7", b"new")])
+        elif how == "delete":
+            txn.delete(PREFIX + b"7")
+        else:
+            txn.delete_prefix(PREFIX)
+        assert_off(txn, keys)
+        assert walked(txn, [b"7"])[1] == [b"new" if "put" in how else None]
 
     with env.writer(10):
         env.write(work)

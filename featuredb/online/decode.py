@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from featuredb.columns import Column, Heap
 from featuredb.limits import ABSENT_US
 from featuredb.online import kernels
 from featuredb.online.pagewalk import Located, Lookup
-from featuredb.online.row import RowLayout
+from featuredb.online.row import RowLayout, crc_tables
 from featuredb.schema import DType
 from featuredb.threads import over_rows
 
@@ -24,18 +23,6 @@ _ROWS_PER_THREAD_MIN = 1500
 # Rows that are found, then decoded while they are still in the processor's cache.
 _BLOCK_ROWS = 1024
 _ALIGN_BYTES = 64
-_POLYNOMIAL = 0xEDB88320
-
-
-@lru_cache(maxsize=1)
-def crc_tables() -> NDArray[np.uint32]:
-    """For `kernels.decode`: entry ``256 * n + byte`` is the CRC-32 of a byte followed by `n` zero bytes."""
-    tables = np.arange(256, dtype=np.uint32)[None, :].repeat(8, axis=0)
-    for _ in range(8):
-        tables[0] = tables[0] >> 1 ^ np.where(tables[0] & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
-    for n in range(1, 8):
-        tables[n] = tables[n - 1] >> 8 ^ tables[0][tables[n - 1] & 255]
-    return tables.reshape(-1)
 
 
 class Decoder:
@@ -103,7 +90,7 @@ class Decoder:
             self._intern(walked, walked.at, start, stop, layout)
 
         over_rows(rows, work, threads, _ROWS_PER_THREAD_MIN)
-        rest = lookup.rest()
+        rest = lookup.rest(0, rows)
         if rest is not None:
             self._decode(rest.data, rest.at, rest.size, 0, rows, layout, plan)
             self._intern(rest, rest.at, 0, rows, layout)

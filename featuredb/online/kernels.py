@@ -15,6 +15,7 @@ _options = {"nogil": True, "cache": True, "boundscheck": False}
 
 ABSENT, UNSETTLED = -1, -2
 READ, BAD, OTHER_LAYOUT = 1, 2, 3
+LOSES, WINS = 0, 1
 
 # Keys walked in lock step: the cache misses of one key pass while others are compared. 8 to 64 are alike.
 _LANES = 32
@@ -383,3 +384,48 @@ def copy_spans(data, starts, lengths, targets, out):
         source, target = starts[i], targets[i]
         for j in range(lengths[i]):
             out[np.uint64(target + j)] = data[np.uint64(source + j)]
+
+
+# --- rows to be written -----------------------------------------------------------------------------
+
+
+@njit(**_options)
+def checksum(data, offsets, tables):
+    """Put before each row its checksum, in the first four of its bytes."""
+    for row in range(len(offsets) - 1):
+        start = offsets[row]
+        crc = _crc32(data, start + 4, offsets[row + 1], tables)
+        for i in range(4):
+            data[np.uint64(start + i)] = crc >> (8 * i) & 255
+
+
+@njit(**_options)
+def compare(data, at, size, fresh, fresh_offsets, tables, outcome):
+    """Which fresh rows are to replace the stored ones: `LOSES`, `WINS`, `BAD`, or `OTHER_LAYOUT` if that decides.
+
+    A row whose `at` is negative is left as it is. The later in (event, created, commit) counts, unless the values are
+    the same.
+    """
+    for row in range(len(at)):
+        one = at[row]
+        if one < 0:
+            continue
+        end, other = one + size[row], fresh_offsets[row]
+        if size[row] < _ROW_HEADER or _crc32(data, one + 4, end, tables) != _u32(data, one):
+            outcome[row] = BAD
+            continue
+        event, created = np.int64(_u64(data, one + 6)), np.int64(_u64(data, one + 14))
+        fresh_event, fresh_created = np.int64(_u64(fresh, other + 6)), np.int64(_u64(fresh, other + 14))
+        if fresh_event != event or fresh_created != created:
+            later = fresh_event > event or (fresh_event == event and fresh_created > created)
+            outcome[row] = WINS if later else LOSES
+        elif _u64(fresh, other + 22) < _u64(data, one + 22):
+            # Of two that are one row, the later commit's values count: history may have been left behind.
+            outcome[row] = LOSES
+        elif _u16(fresh, other + 4) != _u16(data, one + 4):
+            outcome[row] = OTHER_LAYOUT
+        else:
+            same = size[row] == fresh_offsets[row + 1] - other
+            for i in range(_ROW_HEADER, size[row] if same else 0):
+                same &= data[np.uint64(one + i)] == fresh[np.uint64(other + i)]
+            outcome[row] = LOSES if same else WINS

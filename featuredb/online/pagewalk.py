@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Heap
 from featuredb.online import kernels
+from featuredb.online.keys import whole_keys
 from featuredb.storage.txn import LMDB_KEY_BYTES_MAX, ReadTxn
 
 _WORD_BYTES = 16
@@ -33,7 +34,7 @@ class Lookup:
     Parameters
     ----------
     txn : ReadTxn
-        What is found is valid while it is open.
+        What is found is valid while it is open. One that writes must not change these keys before they are walked.
     prefix : bytes
         At least one byte.
     keys : Heap
@@ -42,7 +43,8 @@ class Lookup:
 
     def __init__(self, txn: ReadTxn, prefix: bytes, keys: Heap) -> None:
         self._txn = txn
-        self._keys = _whole_keys(prefix, keys)
+        # Behind the last key as many bytes as the walk reads ahead.
+        self._keys = whole_keys(prefix, keys, _WORD_BYTES)
         self._tree = txn.tree(prefix)
         rows = len(keys)
         data = np.zeros(0, dtype=np.uint8) if self._tree is None else self._tree.pages
@@ -66,35 +68,18 @@ class Lookup:
                 self.walked.size[start:stop],
             )
 
-    def rest(self) -> Located | None:
-        """Once all is walked: the values of keys that the walk could not settle, copied; None if there are none."""
-        unsettled = np.flatnonzero(self.walked.at == kernels.UNSETTLED)
-        if len(unsettled):
-            self._rest = _looked_up(self._txn, self._keys, unsettled)
+    def rest(self, start: int, stop: int) -> Located | None:
+        """Once these are walked: the values of keys that the walk could not settle, copied; None if there are none."""
+        unsettled = start + np.flatnonzero(self.walked.at[start:stop] == kernels.UNSETTLED)
+        self._rest = _looked_up(self._txn, self._keys, unsettled) if len(unsettled) else None
         return self._rest
 
     def value(self, row: int) -> bytes | None:
-        """The value of one key, copied; None if it has none."""
+        """The value of one key among those walked and looked up last, copied; None if it has none."""
         for part in (self.walked, self._rest):
             if part is not None and part.at[row] >= 0:
                 return part.data[part.at[row] :][: part.size[row]].tobytes()
         return None
-
-
-def _whole_keys(prefix: bytes, keys: Heap) -> Heap:
-    """Each key with `prefix` in front, and behind the last as many bytes as the walk reads ahead."""
-    rows, head = len(keys), np.frombuffer(prefix, dtype=np.uint8)
-    offsets = keys.offsets + len(head) * np.arange(rows + 1)
-    data = np.zeros(int(offsets[-1]) + _WORD_BYTES, dtype=np.uint8)
-    widths = np.diff(keys.offsets)
-    if rows and np.all(widths == widths[0]):
-        matrix = data[: offsets[-1]].reshape(rows, -1)
-        matrix[:, : len(head)] = head
-        matrix[:, len(head) :] = keys.data.reshape(rows, -1)
-    elif rows:
-        kernels.copy_spans(keys.data, keys.offsets[:-1], widths, offsets[:-1] + len(head), data)
-        data[offsets[:-1, None] + np.arange(len(head))] = head
-    return Heap(offsets, data)
 
 
 @lru_cache(maxsize=1)

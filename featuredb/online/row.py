@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -29,6 +30,7 @@ HEADER = np.dtype(
 )
 HEADER_BYTES = HEADER.itemsize
 VERSION_MAX = 0xFFFF
+_POLYNOMIAL = 0xEDB88320
 _checked = itemgetter(slice(4, None))
 _header = itemgetter(slice(0, HEADER_BYTES))
 
@@ -53,6 +55,17 @@ def read_headers(buffers: Sequence[Buffer], table: str, key_of: KeyName) -> NDAr
     if len(wrong):
         raise damaged("its checksum does not match", table, key_of(int(wrong[0])))
     return headers
+
+
+@lru_cache(maxsize=1)
+def crc_tables() -> NDArray[np.uint32]:
+    """For the kernels: entry ``256 * n + byte`` is the CRC-32 of a byte followed by `n` zero bytes."""
+    tables = np.arange(256, dtype=np.uint32)[None, :].repeat(8, axis=0)
+    for _ in range(8):
+        tables[0] = tables[0] >> 1 ^ np.where(tables[0] & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
+    for n in range(1, 8):
+        tables[n] = tables[n - 1] >> 8 ^ tables[0][tables[n - 1] & 255]
+    return tables.reshape(-1)
 
 
 class RowLayout:
@@ -98,18 +111,21 @@ class RowLayout:
         columns: Sequence[Column],
     ) -> Heap:
         """One packed row per row of `columns` (in feature order); equal rows give equal bytes."""
+        from featuredb.online import kernels
+
         rows = len(event)
         fixed = np.zeros(rows, dtype=self._dtype)
         fixed["version"] = self.version
         fixed["event"], fixed["created"], fixed["commit"] = event, created, commit
         nulls = fixed["nulls"]
-        pieces = np.empty((rows, 1 + len(self._variable)), dtype=object)
         sizes = np.full(rows, self.fixed_bytes, dtype=np.int64)
+        pieces = []
         for place, (name, column) in enumerate(zip(self._names, columns, strict=True)):
             if column.valid is not None:
                 nulls[:, place >> 3] |= (~column.valid).astype(np.uint8) << (place & 7)
             if column.heap is not None:
-                lengths, pieces[:, 1 + self._variable.index(place)] = _entries(column, column.heap)
+                starts, lengths = _spans(column, column.heap)
+                pieces.append((column.heap.data, starts, lengths))
                 fixed[name] = lengths
                 sizes += lengths
             else:
@@ -117,14 +133,18 @@ class RowLayout:
                 fixed[name] = zeroed(column.data, column.valid)
         if rows and int(sizes.max()) > CHUNK_BYTES_MAX:
             raise LimitError(f"a row of {int(sizes.max())} bytes is too long; at most {CHUNK_BYTES_MAX}")
-        pieces[:, 0] = np.ascontiguousarray(fixed).view(f"V{self.fixed_bytes}").tolist()
-        raw = bytearray().join(pieces.ravel().tolist())
         offsets = np.zeros(rows + 1, dtype=np.int64)
         np.cumsum(sizes, out=offsets[1:])
-        spans = map(slice, (offsets[:-1] + 4).tolist(), offsets[1:].tolist())
-        sums = np.fromiter(map(zlib.crc32, map(memoryview(raw).__getitem__, spans)), dtype="<u4", count=rows)
-        data = np.frombuffer(raw, dtype=np.uint8)
-        data[offsets[:-1, None] + np.arange(4)] = sums.view(np.uint8).reshape(rows, 4)
+        data = fixed.view(np.uint8).reshape(-1)
+        if pieces:
+            widths = np.full(rows, self.fixed_bytes, dtype=np.int64)
+            pieces.insert(0, (data, np.cumsum(widths) - widths, widths))
+            data = np.empty(int(offsets[-1]), dtype=np.uint8)
+            cursor = offsets[:-1].copy()
+            for source, starts, lengths in pieces:
+                kernels.copy_spans(source, starts, lengths, cursor, data)
+                cursor += lengths
+        kernels.checksum(data, offsets, crc_tables())
         return Heap(offsets, data)
 
     def unpack_many(
@@ -191,20 +211,11 @@ class RowLayout:
             raise damaged(what, table, key_of(int(np.argmax(wrong))))
 
 
-def _entries(column: Column, heap: Heap) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
-    """Length and bytes of every value of a string, bytes or list column; of a null: 0 and empty."""
-    places = column.data
-    if len(heap) > len(places):
-        # Rows of a batch that share the heap of a whole table: look at the entries in use only.
-        used, places = np.unique(places if column.valid is None else places[column.valid], return_inverse=True)
-        heap = heap.take(used)
-        if column.valid is not None:
-            spread = np.zeros(len(column), dtype=np.int64)
-            spread[column.valid] = places
-            places = spread
-    if column.valid is not None:
-        places = np.where(column.valid, places, len(heap))
-    values = np.empty(len(heap) + 1, dtype=object)
-    values[:-1] = heap.tolist()
-    values[-1] = b""
-    return np.append(np.diff(heap.offsets), 0)[places], values[places]
+def _spans(column: Column, heap: Heap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where in the heap's data each value of a string, bytes or list column begins, and its length; of a null, 0."""
+    if not len(heap):
+        nothing = np.zeros(len(column), dtype=np.int64)
+        return nothing, nothing
+    starts = heap.offsets[column.data]
+    lengths = heap.offsets[column.data.astype(np.int64) + 1] - starts
+    return starts, zeroed(lengths, column.valid)

@@ -11,8 +11,8 @@ import mmap
 import os
 import struct
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +48,11 @@ class FileMap:
         self._known = sys.platform in _PLATFORMS and engine_version[:2] == _ENGINE
         self._pages: NDArray[np.uint8] | None = None
 
-    def tree(self, txn: Any) -> Tree | None:
-        """The tree of the engine's read transaction `txn`; None if it cannot be known for certain."""
+    def tree(self, number: int, stat: Mapping[str, int]) -> Tree | None:
+        """The tree that LMDB's commit `number` left, of which `stat` tells; None if it cannot be known for certain."""
         if not self._known:
             return None
-        stat = txn.stat()
-        page_bytes, number = stat["psize"], txn.id()
+        page_bytes = stat["psize"]
         if not _PAGE_BYTES_MIN <= page_bytes <= _PAGE_BYTES_MAX or page_bytes & (page_bytes - 1):
             return None
         pages = self._pages

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, repeat, starmap, takewhile
+from itertools import chain, islice, repeat, starmap, takewhile
 from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ Bytes = bytes | bytearray | memoryview
 
 LMDB_KEY_BYTES_MAX = 511
 SCAN_ENTRIES = 64
+# A namespace and the number of what it belongs to: as much as is remembered of the keys written.
+SPACE_BYTES = 5
 
 
 class ReadTxn:
@@ -93,7 +95,7 @@ class ReadTxn:
     def tree(self, prefix: bytes) -> Tree | None:
         """The pages to walk for keys that begin with `prefix`; None if only `get` and `get_many` can tell."""
         try:
-            return self._core.file_map.tree(self._txn)
+            return self._core.file_map.tree(self._txn.id(), self._txn.stat())
         except Exception as error:
             raise self._failure(error) from error
 
@@ -145,9 +147,11 @@ class WriteTxn(ReadTxn):
     It sees its own writes; a value it has read is valid until its next write.
     """
 
-    __slots__ = ("_full",)
+    __slots__ = ("_full", "_written")
 
     def __enter__(self) -> WriteTxn:
+        # Beginnings of the keys written or deleted.
+        self._written: set[bytes] = set()
         self._full: Exception | None = None
         self.thread = get_ident()
         self._core.active.add(self)
@@ -173,22 +177,37 @@ class WriteTxn(ReadTxn):
     def follow(self) -> None:
         """Do nothing: whoever took the write lock has seen to it."""
 
-    def tree(self, prefix: bytes) -> None:
-        """None: what this transaction has written is not in the file yet."""
+    def tree(self, prefix: bytes) -> Tree | None:
+        """As of the commit before, for what this transaction writes is not in the file; None if it wrote such keys."""
+        if any(key.startswith(prefix) or prefix.startswith(key) for key in self._written):
+            return None
+        try:
+            return self._core.file_map.tree(self._txn.id() - 1, self._core.engine.stat())
+        except Exception as error:
+            raise self._failure(error) from error
 
     def put(self, key: Bytes, value: Bytes) -> None:
         """Set `key` to `value`."""
         if not 0 < len(key) <= LMDB_KEY_BYTES_MAX:
             raise LimitError(f"a key of {len(key)} bytes; keys have 1 to {LMDB_KEY_BYTES_MAX}")
+        self._written.add(bytes(key[:SPACE_BYTES]))
         try:
             self._txn.put(key, value)
         except Exception as error:
             raise self._failure(error) from error
 
     def put_many(self, items: Iterable[tuple[Bytes, Bytes]], append: bool = False) -> int:
-        """Set many keys; how many. With `append` they must ascend and follow every key of the file."""
+        """Set many keys that begin alike (with namespace and number); how many.
+
+        With `append` they must ascend and follow every key of the file.
+        """
+        pairs = iter(items)
+        for first in pairs:
+            self._written.add(bytes(first[0][:SPACE_BYTES]))
+            pairs = chain((first,), pairs)
+            break
         try:
-            consumed, added = self._txn.cursor().putmulti(items, append=append)
+            consumed, added = self._txn.cursor().putmulti(pairs, append=append)
         except Exception as error:
             raise self._failure(error) from error
         if consumed != added:
@@ -197,6 +216,7 @@ class WriteTxn(ReadTxn):
 
     def delete(self, key: Bytes) -> bool:
         """Remove `key`; whether it existed."""
+        self._written.add(bytes(key[:SPACE_BYTES]))
         try:
             return bool(self._txn.delete(key))
         except Exception as error:
@@ -204,6 +224,7 @@ class WriteTxn(ReadTxn):
 
     def delete_prefix(self, prefix: bytes) -> int:
         """Remove every key that begins with `prefix`; how many."""
+        self._written.add(prefix[:SPACE_BYTES])
         end = _successor(prefix)
         try:
             cursor = self._txn.cursor()
