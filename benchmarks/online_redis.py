@@ -7,9 +7,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from benchmarks.process import BenchmarkError
 
 _KEY = struct.Struct(">q")
 _START_SECONDS_MAX = 10.0
@@ -46,21 +49,21 @@ class RedisServer:
         self._process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
         self.client: Any = redis.Redis(unix_socket_path=str(socket))
         try:
-            self._await(redis.ConnectionError)
+            self._await(socket, redis.ConnectionError)
         except BaseException:
             self.close()
             raise
 
-    def _await(self, refused: type[Exception]) -> None:
+    def _await(self, socket: Path, refused: type[Exception]) -> None:
         deadline = time.monotonic() + _START_SECONDS_MAX
-        while True:
-            try:
-                self.client.ping()
-                return
-            except refused:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
+        while self._process.poll() is None and time.monotonic() < deadline:
+            if socket.exists():
+                # There is a moment between the socket and the server that listens to it.
+                with suppress(refused):
+                    self.client.ping()
+                    return
+            time.sleep(0.01)
+        raise BenchmarkError(f"redis-server does not answer within {_START_SECONDS_MAX:.0f} s")
 
     def close(self) -> None:
         """Stop the server."""
