@@ -7,6 +7,7 @@ type-checked: annotations would only repeat what the callers' arrays are.
 
 from __future__ import annotations
 
+from featuredb.offline.kernels.encoding import escaped_lengths, put_escaped, put_words
 from featuredb.offline.kernels.gathering import gather, gather_bytes, gather_decimals, mark_chunks
 from featuredb.offline.kernels.hashing import (
     factorize_bytes,
@@ -25,6 +26,7 @@ __all__ = [
     "count_codes",
     "counting_sort",
     "counts_to_starts",
+    "escaped_lengths",
     "factorize_bytes",
     "factorize_words",
     "find_before",
@@ -40,5 +42,7 @@ __all__ = [
     "mark_chunks",
     "mark_slices",
     "place_by_code",
+    "put_escaped",
+    "put_words",
     "sort_runs",
 ]
