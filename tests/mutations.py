@@ -153,9 +153,9 @@ FAULTS = (
     Fault(
         "late data overwrites newer online",
         "test_online.py",
-        "online/index.py",
-        "        wins[places] = newer\n",
-        "        wins[places] = True\n",
+        "online/kernels.py",
+        "            outcome[row] = WINS if later else LOSES\n",
+        "            outcome[row] = WINS\n",
     ),
     Fault(
         "unchanged rows are stored again",
