@@ -25,14 +25,26 @@ class Heap:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def width(self) -> int:
+        """What every entry is long, if they are all alike; else 0."""
+        widths = np.diff(self.offsets)
+        return int(widths[0]) if len(widths) and np.all(widths == widths[0]) else 0
+
     def tolist(self) -> list[bytes]:
         """The entries as bytes objects."""
+        width = self.width
+        if width:
+            entries: list[bytes] = (
+                np.ascontiguousarray(self.data[self.offsets[0] : self.offsets[-1]]).view(f"V{width}").tolist()
+            )
+            return entries
         raw = self.data.tobytes()
         bounds = self.offsets.tolist()
         return list(map(raw.__getitem__, map(slice, bounds[:-1], bounds[1:])))
 
     @staticmethod
-    def of(values: Sequence[bytes]) -> Heap:
+    def of(values: Sequence[bytes | memoryview]) -> Heap:
         """A heap of `values`, in their order."""
         offsets = np.zeros(len(values) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, values), dtype=np.int64, count=len(values)), out=offsets[1:])
@@ -49,6 +61,10 @@ class Heap:
     def take(self, places: NDArray[Any]) -> Heap:
         """A heap of the entries at `places`, in that order."""
         places = np.asarray(places)
+        width = self.width
+        if width:
+            taken = self.data[self.offsets[0] : self.offsets[-1]].reshape(len(self), width)[places]
+            return Heap(np.arange(len(taken) + 1, dtype=np.int64) * width, taken.reshape(-1))
         lengths = (self.offsets[1:] - self.offsets[:-1])[places]
         offsets = np.zeros(len(places) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
@@ -74,12 +90,15 @@ class Column:
     heap : Heap or None
         The distinct (or all) values of a string, bytes or list column. Of a list it holds the elements'
         bytes one after the other; of strings or bytes, first their number and then their lengths, u32 each.
+    filled : bool
+        Of floats: where null, `data` is NaN instead of zero. So are results of joins, which are to be converted.
     """
 
     dtype: DType
     data: NDArray[Any]
     valid: NDArray[np.bool_] | None = None
     heap: Heap | None = None
+    filled: bool = False
 
     def __len__(self) -> int:
         return len(self.data)
@@ -88,10 +107,10 @@ class Column:
     def null_count(self) -> int:
         return 0 if self.valid is None else int(len(self.valid) - np.count_nonzero(self.valid))
 
-    def take(self, rows: NDArray[Any]) -> Column:
+    def take(self, rows: NDArray[Any] | slice) -> Column:
         """The column at `rows` (positions, a mask or a slice)."""
         valid = None if self.valid is None else self.valid[rows]
-        return Column(self.dtype, self.data[rows], valid, self.heap)
+        return Column(self.dtype, self.data[rows], valid, self.heap, self.filled)
 
     def compact(self) -> Column:
         """The same column whose heap holds just the values in use, none twice-referenced values lost."""
@@ -143,7 +162,8 @@ def concat(parts: Sequence[Column]) -> Column:
     if any(part.valid is not None for part in parts):
         valid = np.concatenate([np.ones(len(p), np.bool_) if p.valid is None else p.valid for p in parts])
     if not dtype.is_variable:
-        return Column(dtype, np.concatenate([part.data for part in parts]), valid)
+        filled = all(part.filled or part.valid is None for part in parts)
+        return Column(dtype, np.concatenate([part.data for part in parts]), valid, filled=filled)
     heaps = [part.heap for part in parts if part.heap is not None]
     entries = np.cumsum([0, *map(len, heaps)])
     heap = Heap.concat(heaps)

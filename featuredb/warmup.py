@@ -7,7 +7,7 @@ import numpy as np
 from featuredb.database import open_database
 from featuredb.schema import Entity, Feature, FeatureTable
 
-_FEATURES = ("bool", "int16", "float32", "float64", "string")
+_FEATURES = ("bool", "int16", "int64", "float32", "float64", "string")
 _VECTOR = "float32[3]"
 
 
@@ -36,7 +36,7 @@ def warmup() -> int:
             del rows["string"]
             db.ingest(table, rows | {"event_timestamp": times + np.timedelta64(2, "s")}, partial=True)
             # Few keys are looked up in the tree, many in the hashed dictionary.
-            for repeats in (1, 1000):
+            for repeats in (1, 3000):
                 left = {entity: np.repeat(keys, repeats), "event_timestamp": np.repeat(times, repeats)}
                 db.get_historical_features(
                     left, [f"{table}:{name}" for name in (*_FEATURES, "vector")], known_at=times[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 import lmdb
 import pytest
 from lmdb.verify import verify as lmdb_verify
+from test_processes import python
 
 import featuredb as fdb
 from featuredb.storage.env import open_env
@@ -159,6 +160,22 @@ def test_verify_reports_pages_and_reads_nothing_else(tmp_path: Path) -> None:
     assert report.problem_count == len(report.problems) == 1
     assert str(report.problems[0]).startswith("pages: the tree of entries has")
     assert report.tables == 0
+
+
+def test_verify_checks_the_pages_of_a_file_that_another_process_has_put_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "replaced.fdb"
+    with fdb.open(path) as db:
+        db.apply([fdb.Entity("user", "int64"), fdb.FeatureTable("t", ["user"], [fdb.Feature("n", "int64")])])
+        db.ingest("t", {"user": range(3000), "event_timestamp": ["2013-01-01"] * 3000, "n": range(3000)})
+        before = path.stat().st_ino
+        other = python("with fdb.open(sys.argv[1]) as db:\n    db.compact()\n", path)
+        other.communicate(timeout=60)
+        assert other.returncode == 0
+        assert path.stat().st_ino != before
+        change(path, meta(path)[0] + 120, "<Q", 3)
+        report = db.verify()
+    assert not report.ok
+    assert str(report.problems[0]).startswith("pages: the tree of entries has")
 
 
 def test_pages_are_in_order_while_another_thread_writes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ is a violation. Of files that `verify` finds damaged it is only counted what ord
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,19 +112,22 @@ def lying(count: int, seed: int) -> Outcome:
 def dropped_pages(events: Sequence[Event], digests: Sequence[str], seed: str) -> Iterator[Damaged]:
     """After each step, each page as it was before its last write."""
     disk, done = Disk(), 0
-    before: dict[int, bytes] = {}
+    # Of each file, for `compact` puts another in the place of the one before.
+    before: defaultdict[int, dict[int, bytes]] = defaultdict(dict)
     for event in events:
-        held = disk.now().get(NAME, b"")
         if event.kind == "write":
+            held = disk.content(event.file)
             first, end = event.offset // PAGE_BYTES, -(-(event.offset + len(event.data)) // PAGE_BYTES)
-            before |= {page: held[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] for page in range(first, end)}
+            before[event.file] |= {
+                page: held[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] for page in range(first, end)
+            }
         disk.start(event)
         disk.finish(event)
         if event.kind != "done":
             continue
         done += 1
         content = disk.now()[NAME]
-        for page, old in sorted(before.items()):
+        for page, old in sorted(before[disk.file_at(NAME)].items()):
             at = page * PAGE_BYTES
             damaged = content[:at] + old.ljust(PAGE_BYTES, b"\0") + content[at + PAGE_BYTES :]
             if damaged != content:

@@ -32,14 +32,14 @@ class StorageFault:
 FAULTS = (
     StorageFault(
         "commits are not synced",
-        "featuredb/storage/env.py",
+        "featuredb/storage/engine.py",
         "                sync=True,\n",
         "                sync=False,\n",
         "powerloss",
     ),
     StorageFault(
         "the last commit is not synced",
-        "featuredb/storage/env.py",
+        "featuredb/storage/engine.py",
         "metasync=durable,",
         "metasync=False,",
         "powerloss",
@@ -71,7 +71,7 @@ FAULTS = (
     ),
     StorageFault(
         "a relaxed commit may be lost with the one before",
-        "featuredb/storage/env.py",
+        "featuredb/storage/engine.py",
         "                sync=True,\n",
         "                sync=durable,\n",
         "relaxed",
@@ -87,23 +87,23 @@ FAULTS = (
     StorageFault(
         "what a killed ingest staged is taken for the table's",
         "featuredb/offline/ingest.py",
-        "            if staged:\n                stage_segment",
-        "            if staged:\n                held = read_manifest(txn, self._table.id)\n"
-        "                write_manifest(txn, held.with_segments((*held.segments, ref)))\n"
-        "                stage_segment",
+        "            with self._env.read() as txn:\n                self._added(txn, outcome, ref)\n",
+        "            self._env.write(lambda txn: write_manifest(\n"
+        "                txn, (held := read_manifest(txn, self._table.id)).with_segments((*held.segments, ref))))\n"
+        "            with self._env.read() as txn:\n                self._added(txn, outcome, ref)\n",
         "kill",
     ),
     StorageFault(
         "errors of the engine are passed on",
-        "featuredb/storage/env.py",
-        "        if not isinstance(error, lmdb.Error):\n            return error\n",
-        "        return error\n",
+        "featuredb/storage/engine.py",
+        "    if not isinstance(error, lmdb.Error):\n        return error\n",
+        "    return error\n",
         "iofaults",
     ),
     StorageFault(
         "the checksum of chunks is not checked",
         "featuredb/storage/segment.py",
-        "            if zlib.crc32(raw) != crc:\n",
+        "            if checksum(raw) != expected:\n",
         "            if False:\n",
         "bitflips",
     ),
@@ -130,7 +130,7 @@ FAULTS = (
     ),
     StorageFault(
         "pages are not checked",
-        "featuredb/database.py",
+        "featuredb/maintenance.py",
         "        faults = self._env.page_faults()\n",
         "        faults: list[str] = []\n",
         "lying",

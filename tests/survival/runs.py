@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import msgpack
 
 import featuredb as fdb
+from featuredb import threads
 
 from . import calls, children
 from .digest import digest
@@ -153,5 +155,8 @@ def warm_up() -> None:
             digest(runner.open())
         runner.open().verify()
         runner.close()
+    # The pool of this process; each child makes its own.
+    threads._pool_of(os.getpid()).shutdown()
+    threads._pool_of.cache_clear()
     if threading.active_count() > 1:
         raise RuntimeError("the workload starts threads, so that children cannot be forked from this process")

@@ -124,6 +124,14 @@ class Disk:
         names = _renamed(self._names, self._names_pending[:kept])
         return {name: self._file(file).after_loss(mode, rng) for name, file in names.items()}
 
+    def file_at(self, name: str) -> int:
+        """Number of the file of a name, as programs see it; -1 if there is none."""
+        return _renamed(self._names, self._names_pending).get(name, -1)
+
+    def content(self, file: int) -> bytes:
+        """Content of a file, as programs see it."""
+        return bytes(self._file(file).current)
+
     def now(self) -> dict[str, bytes]:
         """Name and content of each file, as programs see them."""
         names = _renamed(self._names, self._names_pending)
