@@ -89,7 +89,7 @@ JOIN_BATCH_ROWS: Final = 1_000_000
 REJECTIONS_KEPT_MAX: Final = 1000
 # Rejected rows a table keeps in the file: the newest.
 REJECTED_ROWS_MAX: Final = 10_000
-# Problems, and differences, that one verification lists.
+# Problems that one verification lists, and differences that its text shows.
 VERIFY_FINDINGS_MAX: Final = 1000
 # Rows held at a time are fewer than the bounds above when their fixed-width values are wide.
 BATCH_BYTES_TARGET: Final = 1 << 30

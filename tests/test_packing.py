@@ -318,3 +318,12 @@ def test_a_chunk_that_is_too_short_is_refused_when_it_is_read() -> None:
         left = {"user": [0], "event_timestamp": [np.datetime64(99, "us")]}
         with pytest.raises(CorruptionError, match="a chunk has 7 values instead of 8"):
             db.get_historical_features(left, ["t:n"]).to_numpy()
+
+
+def test_a_signalling_nan_is_stored_as_it_is_without_a_warning(db: fdb.Database) -> None:
+    db.apply([fdb.Entity("k", "int64"), fdb.FeatureTable("t", ["k"], [fdb.Feature("x", "float32")])])
+    values = np.array([0x7F800001, 0x3FC00000], dtype="u4").view("f4")
+    times = ["2024-01-01", "2024-01-01"]
+    db.ingest("t", {"k": [1, 2], "event_timestamp": times, "x": values})
+    joined = db.get_historical_features({"k": [1, 2], "event_timestamp": times}, ["t:x"]).to_numpy()["x"]
+    assert joined.view("u4").tolist() == values.view("u4").tolist()
