@@ -25,14 +25,26 @@ class Heap:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def width(self) -> int:
+        """What every entry is long, if they are all alike; else 0."""
+        widths = np.diff(self.offsets)
+        return int(widths[0]) if len(widths) and np.all(widths == widths[0]) else 0
+
     def tolist(self) -> list[bytes]:
         """The entries as bytes objects."""
+        width = self.width
+        if width:
+            entries: list[bytes] = (
+                np.ascontiguousarray(self.data[self.offsets[0] : self.offsets[-1]]).view(f"V{width}").tolist()
+            )
+            return entries
         raw = self.data.tobytes()
         bounds = self.offsets.tolist()
         return list(map(raw.__getitem__, map(slice, bounds[:-1], bounds[1:])))
 
     @staticmethod
-    def of(values: Sequence[bytes]) -> Heap:
+    def of(values: Sequence[bytes | memoryview]) -> Heap:
         """A heap of `values`, in their order."""
         offsets = np.zeros(len(values) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, values), dtype=np.int64, count=len(values)), out=offsets[1:])
@@ -49,6 +61,10 @@ class Heap:
     def take(self, places: NDArray[Any]) -> Heap:
         """A heap of the entries at `places`, in that order."""
         places = np.asarray(places)
+        width = self.width
+        if width:
+            taken = self.data[self.offsets[0] : self.offsets[-1]].reshape(len(self), width)[places]
+            return Heap(np.arange(len(taken) + 1, dtype=np.int64) * width, taken.reshape(-1))
         lengths = (self.offsets[1:] - self.offsets[:-1])[places]
         offsets = np.zeros(len(places) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])

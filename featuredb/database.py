@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from featuredb.definitions import Definitions
 from featuredb.errors import ClosedError, DefinitionError, FeatureDBError, FileError, InputError, ReadOnlyError
 from featuredb.limits import MEMORY_MAP_SIZE_BYTES, QUERIES_HELD_MAX, WRITE_TIMEOUT_SECONDS
-from featuredb.online.reader import OnlineQuery, OnlineReader, now_in_us, query_of, read_rows
+from featuredb.maintenance import Maintenance
+from featuredb.online.few import FEW_ROWS_MAX, read_few
+from featuredb.online.keys import key_columns
+from featuredb.online.query import OnlineQuery, query_of
+from featuredb.online.reader import OnlineReader, check_threads, now_in_us, read_rows
 from featuredb.schema import Alias, FeatureService, Source, check_aliases
 from featuredb.snapshots import Snapshots
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
-from featuredb.storage.log import Commit, commits
-from featuredb.storage.manifest import discard_staged, read_manifest
+from featuredb.storage.manifest import discard_staged
+from featuredb.storage.moving import clear_left_mark, settle
 from featuredb.storage.registry import (
     Registry,
     StoredTable,
@@ -38,7 +42,6 @@ if TYPE_CHECKING:
     from featuredb.offline.training import TrainingSet
     from featuredb.online.response import OnlineResponse
     from featuredb.progress import Report
-    from featuredb.verify import VerifyReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ def open_database(
     return Database(env, read_only=read_only, durable=durable, timeout=timeout, folder=folder)
 
 
-class Database(Definitions, Snapshots):
+class Database(Definitions, Snapshots, Maintenance):
     """One open featuredb file. Made by ``featuredb.open``; safe to use from several threads.
 
     Every call that writes is one atomic commit; every call that reads sees one commit, whole.
@@ -129,7 +132,7 @@ class Database(Definitions, Snapshots):
         self._timeout = timeout
         self._cache = SegmentCache()
         self._dictionaries: dict[int, KeyDictionary] = {}
-        self._definitions: tuple[bytes, Registry] | None = None
+        self._definitions: tuple[int, bytes, Registry] | None = None
         self._queries: dict[tuple[str | tuple[str, ...], tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
         self._closed = False
         # Closes a database that was dropped without close(), at the latest when the process ends.
@@ -168,11 +171,18 @@ class Database(Definitions, Snapshots):
 
     def _registry(self, txn: ReadTxn) -> Registry:
         """The definitions in this transaction; decoded once for each version of them."""
-        state = registry_state(txn)
-        held = self._definitions
-        if held is None or held[0] != state:
-            held = self._definitions = (state, read_registry(txn))
-        return held[1]
+        return self._registry_with_state(txn)[1]
+
+    def _registry_with_state(self, txn: ReadTxn) -> tuple[bytes, Registry]:
+        held, commit = self._definitions, txn.id()
+        if held is None or held[0] != commit:
+            seen = registry_state(txn)
+            state = seen if held is not None and held[1] == seen else settle(txn)
+            known = held[2] if held is not None and held[1] == state else read_registry(txn)
+            # Where the file is marked and could not be left yet, the next call looks again.
+            commit = txn.id() if registry_state(txn) == state else -1
+            held = self._definitions = (commit, state, known)
+        return held[1], held[2]
 
     @contextmanager
     def _snapshot(self) -> Iterator[tuple[ReadTxn, Registry]]:
@@ -187,6 +197,7 @@ class Database(Definitions, Snapshots):
             raise ReadOnlyError(f"{self.path} was opened read-only; open it with read_only=False to write")
         with self._env.writer(self._timeout):
             discard_staged(self._env)
+            clear_left_mark(self._env)
             yield
 
     def _dictionary(self, table: StoredTable) -> KeyDictionary:
@@ -546,7 +557,7 @@ class Database(Definitions, Snapshots):
         if isinstance(features, FeatureService):
             aliases = {**features.aliases, **check_aliases(aliases, "features")}
         names = _names(features)
-        named = tuple(map(repr, check_aliases(aliases, "features").items()))
+        named = tuple(map(repr, check_aliases(aliases, "features").items())) if aliases is not None else ()
         key = (names if isinstance(names, str) else tuple(map(str, names)), named, full_feature_names)
         held = self._queries.get(key)
         if held is not None and held[0] is registry:
@@ -565,6 +576,7 @@ class Database(Definitions, Snapshots):
         aliases: Mapping[str, Alias] | None = None,
         now: Any = None,
         full_feature_names: bool = False,
+        threads: int | None = None,
     ) -> OnlineResponse:
         """The latest values of some keys.
 
@@ -581,6 +593,8 @@ class Database(Definitions, Snapshots):
             What max ages are measured from; the current time if left out.
         full_feature_names : bool
             Name outputs ``table__feature`` or ``alias__feature``.
+        threads : int, optional
+            Read with at most so many threads; left out, with one for each core when there are rows enough.
 
         Returns
         -------
@@ -592,14 +606,20 @@ class Database(Definitions, Snapshots):
         NotFoundError
             If a table, feature or service does not exist.
         InputError
-            If an entity is missing, a key has a wrong dtype, or names collide.
+            If an entity is missing, a key has a wrong dtype, names collide, or `threads` is not a positive integer.
         """
-        from featuredb.online.keys import key_columns
-
+        check_threads(threads)
         now_us = now_in_us(now)
+        self._check_open()
+        if type(entity_rows) is list and len(entity_rows) <= FEW_ROWS_MAX:
+            with self._env.read(False) as txn:
+                query = self._online_query(self._registry(txn), features, aliases, full_feature_names)
+                response = read_few(txn, query, entity_rows, now_us)
+            if response is not None:
+                return response
         with self._snapshot() as (txn, registry):
             query = self._online_query(registry, features, aliases, full_feature_names)
-            return read_rows(txn, query, key_columns(query.entities, entity_rows), now_us)
+            return read_rows(txn, query, key_columns(query.entities, entity_rows), now_us, threads)
 
     def online_reader(
         self,
@@ -629,61 +649,11 @@ class Database(Definitions, Snapshots):
         asked = features if isinstance(features, FeatureService) else _names(features)
         aliases = check_aliases(aliases, "features")
 
-        def resolve(txn: ReadTxn) -> OnlineQuery:
-            return self._online_query(self._registry(txn), asked, aliases, full_feature_names)
+        def resolve(txn: ReadTxn) -> tuple[bytes, OnlineQuery]:
+            state, registry = self._registry_with_state(txn)
+            return state, self._online_query(registry, asked, aliases, full_feature_names)
 
         return OnlineReader(self._env, resolve, registry_state)
-
-    # --- look after ---------------------------------------------------------------------------
-
-    def info(self) -> dict[str, Any]:
-        """Facts about the file: sizes in bytes, the last commit, and for each table rows, segments and keys."""
-        from featuredb.info import database_info
-
-        with self._snapshot() as (txn, registry):
-            return database_info(self._env, txn, registry, self._cache)
-
-    def log(self) -> list[Commit]:
-        """Every commit, oldest first."""
-        with self._snapshot() as (txn, _):
-            return list(commits(txn))
-
-    def verify(self) -> VerifyReport:
-        """Check the whole file: checksums, structure, order, and that online equals history's latest.
-
-        Returns
-        -------
-        VerifyReport
-            ``ok``, and everything found; it does not raise on damage.
-        """
-        from featuredb.verify import verify_database
-
-        self._check_open()
-        with self._env.read() as txn:
-            return verify_database(txn)
-
-    def backup(self, path: str | os.PathLike[str]) -> None:
-        """Write a consistent, compacted copy to a new file while others read and write.
-
-        Raises
-        ------
-        FileError
-            If `path` exists or cannot be written.
-        """
-        self._check_open()
-        if not isinstance(path, str | os.PathLike):
-            raise FileError(f"path must be a str or a path, not {path!r}")
-        self._env.copy(os.fsdecode(path), compact=True)
-
-    def compact(self) -> None:
-        """Merge every table's segments, so that replaced rows are gone; free pages are used again."""
-        from featuredb.offline.merge import merge_all
-
-        with self._writer():
-            with self._snapshot() as (txn, registry):
-                chosen = [table for table in registry.tables.values() if read_manifest(txn, table.id).segments]
-            for table in chosen:
-                merge_all(self._env, self._cache, table, durable=self._durable)
 
 
 def _release(env: Env, folder: str | None, pid: int) -> None:

@@ -58,7 +58,7 @@ def _snapshots(txn: ReadTxn, cache: SegmentCache) -> dict[str, Any]:
 
 
 def _table(txn: ReadTxn, table: StoredTable, cache: SegmentCache) -> dict[str, Any]:
-    manifest = read_manifest(txn, table.id)
+    manifest, space = read_manifest(txn, table.id), KeySpace(table.space_id)
     infos = [cache.reader(txn, table.id, ref).info for ref in manifest.segments]
     names = {number: name for name, number in table.feature_ids.items()}
     return {
@@ -70,7 +70,7 @@ def _table(txn: ReadTxn, table: StoredTable, cache: SegmentCache) -> dict[str, A
         "bytes": sum(info.nbytes for info in infos),
         "event_min_us": min((info.event_min for info in infos), default=None),
         "event_max_us": max((info.event_max for info in infos), default=None),
-        "entity_keys_in_key_space": KeySpace(table.space_id).count(txn),
+        "entity_keys_in_key_space": space.count(txn) - space.forgotten(txn),
         "online_keys": OnlineIndex(table).count(txn) if table.definition.online else None,
         "encodings": {name: _encoding(infos, number) for number, name in names.items()},
     }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TypeVar
@@ -38,15 +39,17 @@ def _pool_of(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="featuredb")
 
 
-def ranges(rows: int, threads: int | None = None) -> list[tuple[int, int]]:
+def ranges(rows: int, threads: int | None = None, rows_per_thread_min: int | None = None) -> list[tuple[int, int]]:
     """0 to `rows` cut for as many threads as pay: at most `threads`, or one for each core if that is None."""
-    parts = max(1, min(threads or cores(), rows // ROWS_PER_THREAD_MIN))
+    parts = max(1, min(threads or cores(), rows // (rows_per_thread_min or ROWS_PER_THREAD_MIN)))
     return list(pairwise(rows * part // parts for part in range(parts + 1)))
 
 
-def over_rows(rows: int, work: Callable[[int, int], None], threads: int | None = None) -> None:
+def over_rows(
+    rows: int, work: Callable[[int, int], None], threads: int | None = None, rows_per_thread_min: int | None = None
+) -> None:
     """Call ``work(start, stop)`` for ranges that cover 0 to `rows`, in parallel when it pays (see `ranges`)."""
-    _together([partial(work, start, stop) for start, stop in ranges(rows, threads)])
+    _together([partial(work, start, stop) for start, stop in ranges(rows, threads, rows_per_thread_min)])
 
 
 def over_items(items: Sequence[T], work: Callable[[T], None], threads: int | None = None) -> None:
@@ -61,14 +64,34 @@ def over_items(items: Sequence[T], work: Callable[[T], None], threads: int | Non
     _together([some] * parts)
 
 
+def in_order(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """The results of the tasks, in their order. Other threads are a few tasks ahead of the caller."""
+    pool = _pool()
+    ahead: deque[Future[T]] = deque()
+    try:
+        for task in tasks:
+            ahead.append(pool.submit(task))
+            if len(ahead) > 2 * cores():
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for future in ahead:
+            future.cancel()
+        wait(ahead)
+
+
+def _pool() -> ThreadPoolExecutor:
+    with _creating:
+        return _pool_of(os.getpid())
+
+
 def _together(tasks: Sequence[Callable[[], None]]) -> None:
     """Run all, the first in this thread. Waits for every one, and raises what one raised."""
     if len(tasks) == 1:
         tasks[0]()
         return
-    with _creating:
-        pool = _pool_of(os.getpid())
-    futures = [pool.submit(task) for task in tasks[1:]]
+    futures = [_pool().submit(task) for task in tasks[1:]]
     try:
         tasks[0]()
     finally:

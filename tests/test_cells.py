@@ -76,7 +76,7 @@ def test_scalars_gathered_by_address_are_those_that_were_written(
         st.lists(st.integers(-1, len(column) - 1), max_size=60).map(lambda all_: np.array(all_, "i4"))
     )
     with pytest.MonkeyPatch.context() as patch, fdb.open(":memory:") as db, db._env.writer(5):
-        patch.setattr("featuredb.storage.segment_writer.PACKED_SAVING_MIN", data.draw(st.sampled_from([-1000, 2])))
+        patch.setattr("featuredb.storage.packing.PACKED_SAVING_MIN", data.draw(st.sampled_from([-1000, 2])))
         if small:
             tiny_limits(patch)
 
@@ -104,7 +104,7 @@ def test_other_columns_gathered_by_address_are_those_that_were_written(kind: str
         column = Column(column.dtype, np.where(valid, column.data, np.zeros(1, column.data.dtype)), valid, column.heap)
     positions = np.append(rng.integers(0, rows, 800), [-1, -1]).astype(np.int32)
     with pytest.MonkeyPatch.context() as patch, fdb.open(":memory:") as db, db._env.writer(5):
-        patch.setattr("featuredb.storage.segment_writer.CHUNK_ROWS_MAX", 64)
+        patch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 64)
 
         def work(txn: WriteTxn) -> None:
             reader = written(txn, column)
@@ -145,7 +145,7 @@ def big_table(db: fdb.Database, rows: int = 3000) -> dict[str, Any]:
 
 
 def test_only_chunks_that_are_touched_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featuredb.storage.segment_writer.CHUNK_ROWS_MAX", 256)
+    monkeypatch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 256)
     with fdb.open(":memory:") as db:
         data = big_table(db)
 
@@ -188,7 +188,7 @@ def test_a_chunk_is_where_it_is_now_after_each_commit() -> None:
 
 def test_a_slice_that_goes_over_many_chunks_is_searched_whole() -> None:
     with pytest.MonkeyPatch.context() as patch, fdb.open(":memory:") as db:
-        patch.setattr("featuredb.storage.segment_writer.CHUNK_ROWS_MAX", 8)
+        patch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 8)
         db.apply([fdb.Entity("k", "int64"), fdb.FeatureTable("t", ["k"], [fdb.Feature("n", "int64")])])
         rows = 100
         db.ingest(

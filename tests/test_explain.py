@@ -200,7 +200,7 @@ def as_text(training: Any) -> list[str]:
 @pytest.mark.parametrize("known_at", [None, "2200-01-01"])
 def test_any_number_of_threads_gives_the_same(known_at: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featuredb.threads.ROWS_PER_THREAD_MIN", 10)
-    monkeypatch.setattr("featuredb.storage.segment_writer.CHUNK_ROWS_MAX", 128)
+    monkeypatch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 128)
     with opened(timedelta(days=3)) as db:
         for seed in range(3):
             db.ingest("t", stored(seed, 9 * seed))

@@ -120,8 +120,8 @@ def batches() -> Iterator[tuple[str, dict[str, str], list[Row]]]:
 
 def make_golden(path: Path, patch: pytest.MonkeyPatch) -> None:
     """Make a file with every dtype, encoding, layout and kind of record; chunks are small, so that it has many."""
-    patch.setattr("featuredb.storage.segment_writer.CHUNK_ROWS_MAX", 256)
-    patch.setattr("featuredb.storage.segment_writer.CHUNK_BYTES_TARGET", 4096)
+    patch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 256)
+    patch.setattr("featuredb.storage.encode.CHUNK_BYTES_TARGET", 4096)
 
     def define(name: str, features: dict[str, str], **options: Any) -> fdb.FeatureTable:
         return fdb.FeatureTable(name, TABLES[name][0], [fdb.Feature(*one) for one in features.items()], **options)
@@ -219,6 +219,8 @@ class TinyReader:
         """Key bytes by code, which the tree of keys must confirm."""
         keys: list[bytes] = []
         for block, raw in sorted(self.under(b"b" + struct.pack(">I", space)).items()):
+            if block == b"":
+                continue  # what was forgotten
             assert int.from_bytes(block, "big") * 512 == len(keys)
             assert zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little")
             (count,) = struct.unpack_from("<I", raw, 4)
@@ -228,8 +230,11 @@ class TinyReader:
         tree = self.under(b"k" + struct.pack(">I", space))
         packed = [struct.pack("<I", code) for code in range(len(keys))]
         assert tree == {
-            key: code + struct.pack("<I", zlib.crc32(key + code)) for key, code in zip(keys, packed, strict=True)
+            key: code + struct.pack("<I", zlib.crc32(key + code)) for key, code in zip(keys, packed, strict=True) if key
         }
+        marker = b"b" + struct.pack(">I", space)
+        generation, forgotten = self.record(marker) if marker in self.entries else (0, 0)
+        assert keys.count(b"") == forgotten >= generation
         return keys
 
     def key_values(self, key: bytes, dtypes: list[str]) -> list[Any]:
@@ -282,7 +287,7 @@ class TinyReader:
         """What `expected_of` gives."""
         out = {}
         for name, table in self.definitions(b"t").items():
-            keys = [self.key_values(key, table["key_dtypes"]) for key in self.keys(table["space"])]
+            keys = [self.key_values(key, table["key_dtypes"]) if key else None for key in self.keys(table["space"])]
             history = []
             _, refs = self.record(b"m" + struct.pack(">I", table["id"]))
             for ref in refs:
@@ -500,6 +505,27 @@ def test_what_is_written_today_is_what_the_specification_says(
     make_golden(tmp_path / "fresh.fdb", monkeypatch)
     assert TinyReader(tmp_path / "fresh.fdb").tables() == expected
     assert expected == expected_of()
+
+
+def test_a_forgotten_key_is_as_the_specification_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[str, Any]
+) -> None:
+    path = tmp_path / "fresh.fdb"
+    make_golden(path, monkeypatch)
+    users, items = ["a", "é"], [0, 3, ITEMS - 1]
+    with fdb.open(path) as db:
+        db.forget({"user": users})
+        db.forget({"item": items}, tables=["notes"])
+        db.forget({"item": items})
+        db.compact()
+    for name, place, gone in (("pairs", 0, users), ("every", 0, items), ("notes", 0, items)):
+        for kind in ("history", "online"):
+            expected[name][kind] = [row for row in expected[name][kind] if row[0][place] not in gone]
+    reader = TinyReader(path)
+    assert reader.tables() == expected
+    assert [reader.record(b"b" + key) for key in reader.under(b"b") if len(key) == 4] == [[2, 3], [1, 4]]
+    assert len(reader.record(b"d#")) == 2
+    assert [commit[1] for commit in reader.commits().values()].count("forget") == 3
 
 
 @pytest.mark.parametrize("name", [name for name in vars(limits) if name.startswith("NS_")])

@@ -16,9 +16,11 @@ from featuredb.errors import CorruptionError, InputError
 from featuredb.limits import ABSENT_US, NS_ONLINE, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
 from featuredb.online.index import OnlineIndex, sort_order
 from featuredb.online.keys import key_columns
-from featuredb.online.reader import OnlineQuery, OnlineReader, read_rows
+from featuredb.online.query import OnlineQuery
+from featuredb.online.reader import OnlineReader, read_rows
 from featuredb.online.response import Status
 from featuredb.online.row import RowLayout
+from featuredb.online.row_reader import RowReader
 from featuredb.schema import DTYPES, SCALAR_NAMES, Feature, FeatureTable
 from featuredb.storage.env import open_env
 from featuredb.storage.keys import encode_keys
@@ -83,15 +85,18 @@ def pack(layout, columns, rows, event=7, created=ABSENT_US, commit=3):
     )
 
 
+def unpack_one(layout, row, table="", key=None):
+    """Event timestamp and every value of one row."""
+    return RowReader(layout, tuple(layout.places)).read(row, table, key)
+
+
 @given(packed_cases())
 def test_packed_rows_of_any_dtypes_and_nulls_are_read_back_one_by_one_and_together(case):
     names, values, rows = case
     layout = RowLayout(2, [(10 + i, DTYPES[name]) for i, name in enumerate(names)])
     columns = [column_of(name, column) for name, column in zip(names, values, strict=True)]
     buffers = pack(layout, columns, rows).tolist()
-    assert [layout.unpack_one(memoryview(b)) for b in buffers] == [
-        (7, ABSENT_US, 3, [column[row] for column in values]) for row in range(rows)
-    ]
+    assert [unpack_one(layout, b) for b in buffers] == [(7, [column[row] for column in values]) for row in range(rows)]
     event, created, commit, unpacked = layout.unpack_many([memoryview(b) for b in buffers])
     assert [values_of(column) for column in unpacked] == values
     assert [column.dtype.name for column in unpacked] == names
@@ -106,7 +111,7 @@ def test_every_dtype_round_trips_at_its_extremes_with_nan_and_infinities_kept():
     values += [[float("inf"), float("-inf")], [float("nan"), -0.0]]
     layout = RowLayout(0, [(i, DTYPES[name]) for i, name in enumerate(names)])
     buffers = pack(layout, [column_of(n, v) for n, v in zip(names, values, strict=True)], 2).tolist()
-    assert repr([layout.unpack_one(b)[3] for b in buffers]) == repr([list(row) for row in zip(*values, strict=True)])
+    assert repr([unpack_one(layout, b)[1] for b in buffers]) == repr([list(row) for row in zip(*values, strict=True)])
     assert repr([values_of(column) for column in layout.unpack_many(buffers)[3]]) == repr(values)
 
 
@@ -121,7 +126,7 @@ def test_rows_that_share_a_heap_larger_than_they_are_pack_only_their_own_entries
     heap = Heap.of([b"%d" % i for i in range(100)])
     column = Column(DTYPES["bytes"], np.array([99, 0, 7], "<i4"), np.array([True, False, True]), heap)
     layout = RowLayout(0, [(1, DTYPES["bytes"])])
-    assert [layout.unpack_one(b)[3] for b in pack(layout, [column], 3).tolist()] == [[b"99"], [None], [b"7"]]
+    assert [unpack_one(layout, b)[1] for b in pack(layout, [column], 3).tolist()] == [[b"99"], [None], [b"7"]]
 
 
 @pytest.mark.parametrize("names", [("float64", "int32"), ("float64", "string", "bytes")])
@@ -133,7 +138,7 @@ def test_a_change_of_any_byte_or_of_the_length_is_detected(names):
     damaged += [row[:length] for length in range(len(row))] + [row + b"\x00"]
     for bad in damaged:
         with pytest.raises(CorruptionError, match=r"table 'weather', key 'JFK'"):
-            layout.unpack_one(bad, "weather", "JFK")
+            unpack_one(layout, bad, "weather", "JFK")
         with pytest.raises(CorruptionError, match=r"table 'weather', key 'second'"):
             layout.unpack_many([row, bad], "weather", ["first", "second"].__getitem__)
 
@@ -256,9 +261,10 @@ def test_rows_of_older_layouts_read_null_for_new_features_and_lose_removed_ones(
     assert columns == {"b": ["r", "p", None, None], "c": [0.5, None, None, 1.5]}
     assert rows.found.tolist() == [True, True, False, True]
     query = OnlineQuery([(new, ["c", "b"], ["c", "b"])])
-    with env.read() as txn:
+    with env.read(views=False) as txn:
         assert query.get(txn, "x", 0) == {"c": None, "b": "p"}
         assert query.get(txn, "z", 0) == {"c": 0.5, "b": "r"}
+    with env.read() as txn:
         [(_, scanned)] = OnlineIndex(new).scan(txn)
     assert values_of(scanned.columns["b"]) == ["p", None, "r"]
 
@@ -284,7 +290,7 @@ def test_a_damaged_row_names_its_table_and_key_in_every_read_and_blocks_its_upda
             env.write(lambda txn, bad=bad: txn.put(key, bad))
         with pytest.raises(CorruptionError, match=where):
             fetch(env, table, {"id": [4], "code": ["no"]})
-        with env.read() as txn, pytest.raises(CorruptionError, match=where):
+        with env.read(views=False) as txn, pytest.raises(CorruptionError, match=where):
             query.get(txn, (4, "no"), 0)
         with env.read() as txn, pytest.raises(CorruptionError, match=where):
             list(index.scan(txn))
@@ -299,7 +305,7 @@ HOUR_US = 3_600_000_000
 
 
 def reader_of(env, *selections):
-    return OnlineReader(env, lambda txn: OnlineQuery(selections), lambda txn: 1)
+    return OnlineReader(env, lambda txn: (1, OnlineQuery(selections)), lambda txn: 1)
 
 
 def response_of(env, query, keys, now_us=NOW_US):
@@ -455,7 +461,8 @@ def test_equal_output_names_are_refused_together_with_the_remedy(env):
 def test_a_prepared_reader_sees_new_rows_and_new_definitions(env):
     old = stored_table(features=TEMP)
     current = [1, old, ["temp"]]
-    reader = OnlineReader(env, lambda txn: OnlineQuery([(current[1], current[2], current[2])]), lambda txn: current[0])
+    resolve = lambda txn: (current[0], OnlineQuery([(current[1], current[2], current[2])]))  # noqa: E731
+    reader = OnlineReader(env, resolve, lambda txn: current[0])
     assert reader.get("JFK") == {"temp": None}
     put(env, old, {"origin": ["JFK"]}, [1], {"temp": [1.0]})
     assert reader.get("JFK") == {"temp": 1.0}

@@ -189,7 +189,7 @@ def _entities(db: Database, wanted: str | Sequence[str]) -> dict[str, str]:
     }
 
 
-def parse_keys(keys: Sequence[str], entities: Mapping[str, str]) -> dict[str, list[Any]]:
+def parse_keys(keys: Sequence[str], entities: Mapping[str, str], of: str = "these features") -> dict[str, list[Any]]:
     """The keys as a list of values for each entity; an `InputError` lists every problem of all keys."""
     from featuredb.frames import as_column
     from featuredb.frames.arrays import to_pylist
@@ -203,7 +203,7 @@ def parse_keys(keys: Sequence[str], entities: Mapping[str, str]) -> dict[str, li
         parts = [part.partition("=") for part in separator.split(key)]
         values = {name: value for name, _, value in parts}
         if len(values) != len(parts) or set(values) != set(entities) or not all(equals for _, equals, _ in parts):
-            problems.append(Problem(f"is not a key of these features; write {form}", None, row, repr(key)))
+            problems.append(Problem(f"is not a key of {of}; write {form}", None, row, repr(key)))
             continue
         for name, value in values.items():
             texts[name].append(value)

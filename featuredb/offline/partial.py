@@ -46,7 +46,7 @@ def _search_segment(number: int, reader: SegmentReader, rows: Rows, found: Found
         kernels.find_before(
             rows.codes[part],
             rows.event[part],
-            rows.created[part],
+            np.ascontiguousarray(rows.created[part]),
             *index,
             first,
             event,

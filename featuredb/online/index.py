@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress, islice, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +15,25 @@ from numpy.typing import NDArray
 from featuredb.columns import Column, Columns, Heap, concat, null_column, zeroed
 from featuredb.frames.arrays import to_pylist
 from featuredb.limits import ABSENT_US, BATCH_BYTES_TARGET, KEY_BYTES_MAX, NS_ONLINE
-from featuredb.online.row import HEADER_BYTES, Buffer, KeyName, RowLayout, damaged, read_headers
+from featuredb.online.keys import whole_keys
+from featuredb.online.row import HEADER_BYTES, Buffer, KeyName, RowLayout, crc_tables, damaged, read_headers
 from featuredb.schema import DTYPES
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keys import decode_keys
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.snapshots import delete_online, online_saver
 
+if TYPE_CHECKING:
+    from featuredb.online.pagewalk import Lookup
+
 # Rows packed, compared or decoded at a time. Few, as the garbage collector walks the values of a batch:
 # an update of 1 million stored keys takes 5.0 s with 8 thousand, 7.4 s with 64 thousand.
 BATCH_ROWS = 1 << 13
+# Reads of so many keys run compiled code, which is not loaded (0.5 s) for fewer than the second number.
+COMPILED_KEYS_MIN = 64
+LOADING_KEYS_MIN = 2000
+# Longer keys are sorted one by one.
+_SORTED_BYTES_MAX = 64
 _PREFIX_BYTES = 5
 _version_bytes = operator.itemgetter(slice(4, 6))
 _values_bytes = operator.itemgetter(slice(HEADER_BYTES, None))
@@ -64,16 +74,20 @@ class OnlineRows:
 def sort_order(keys: Heap) -> NDArray[np.int64]:
     """Positions that put `keys` in byte order."""
     widths = np.diff(keys.offsets)
-    if not len(keys) or (width := int(widths[0])) == 0 or np.any(widths != width):
+    width = int(widths.max(initial=0))
+    if width > _SORTED_BYTES_MAX:
         entries = keys.tolist()
         return np.array(sorted(range(len(entries)), key=entries.__getitem__), dtype=np.int64)
-    matrix = np.ascontiguousarray(keys.data).reshape(len(keys), width)
-    if width <= 8:
-        padded = np.zeros((len(keys), 8), dtype=np.uint8)
-        padded[:, 8 - width :] = matrix
-        return np.argsort(padded.view(">u8").reshape(-1).astype(np.uint64), kind="stable")
-    # numpy orders S by unsigned bytes; that it ignores trailing zeros is harmless among equal widths.
-    return np.argsort(matrix.view(f"S{width}").reshape(-1), kind="stable")
+    if np.all(widths == 8):
+        words = keys.data[: keys.offsets[-1]].view(">u8").astype(np.uint64)
+        return np.argsort(words, kind="stable")
+    # Padded with zeros, and then by length, keys are in the order of their bytes. The byte of the length is never
+    # zero: numpy would ignore that at the end.
+    padded = np.zeros((len(keys), width + 1), dtype=np.uint8)
+    place = np.arange(keys.offsets[-1]) - np.repeat(keys.offsets[:-1], widths)
+    padded[np.repeat(np.arange(len(keys)), widths), place] = keys.data[: keys.offsets[-1]]
+    padded[:, width] = widths + 1
+    return np.argsort(padded.view(f"S{width + 1}").reshape(-1), kind="stable")
 
 
 def spread(column: Column, places: NDArray[np.int64]) -> Column:
@@ -136,22 +150,29 @@ class OnlineIndex:
             Rows written. A row is left out if a later one by (event, created, commit) is stored, or one with
             the same values.
         """
+        from featuredb.online.pagewalk import Lookup
+
+        if not len(keys):
+            return 0
         commit = np.broadcast_to(np.asarray(commit_id, dtype=np.uint64), len(keys))
         order = sort_order(keys)
-        last = txn.last(b"") if len(keys) else None
+        keys = keys.take(order)
+        last = txn.last(b"")
         # Beyond the greatest key of the tree nothing can be stored yet, and appending fills pages to the brim.
-        append = last is None or bytes(last[0]) < self.prefix + keys.take(order[:1]).tolist()[0]
-        save = online_saver(txn, self.table.id) if len(keys) else None
+        append = last is None or bytes(last[0]) < self.prefix + keys.take(np.zeros(1, dtype=np.int64)).tolist()[0]
+        lookup = None if append else Lookup(txn, self.prefix, keys)
+        save = online_saver(txn, self.table.id)
         written = 0
         step = self._batch_rows
         for start in range(0, len(order), step):
-            rows = order[start : start + step]
+            stop = min(start + step, len(order))
+            rows = order[start:stop]
             packed = self._pack(event[rows], created[rows], commit[rows], {n: c.take(rows) for n, c in columns.items()})
-            full = self._full_keys(keys.take(rows))
-            values = packed.tolist()
-            if not append:
-                wins = self._wins(txn, full, values, event[rows], created[rows], commit[rows])
-                full, values = list(compress(full, wins)), list(compress(values, wins))
+            full, values = self._full_keys(keys.take(np.arange(start, stop))), packed.tolist()
+            if lookup is not None:
+                wins = self._wins(lookup, keys, start, stop, packed)
+                if not wins.all():
+                    full, values = list(compress(full, wins)), list(compress(values, wins))
             if save is not None:
                 save(full)
             txn.put_many(zip(full, values, strict=True), append=append)
@@ -163,7 +184,7 @@ class OnlineIndex:
         return max(1, min(BATCH_ROWS, BATCH_BYTES_TARGET // (16 * self.current.fixed_bytes)))
 
     def _full_keys(self, keys: Heap) -> list[bytes]:
-        return list(map(self.prefix.__add__, keys.tolist()))
+        return whole_keys(self.prefix, keys).tolist()
 
     def _pack(
         self, event: NDArray[np.int64], created: NDArray[np.int64], commit: NDArray[Any], columns: Columns
@@ -175,53 +196,38 @@ class OnlineIndex:
         ]
         return self.current.pack_many(event, created, commit, parts)
 
-    def _wins(
-        self,
-        txn: ReadTxn,
-        full: list[bytes],
-        values: list[bytes],
-        event: NDArray[np.int64],
-        created: NDArray[np.int64],
-        commit: NDArray[np.uint64],
-    ) -> NDArray[np.bool_]:
-        """Which of the rows `values` under the distinct keys `full` are to be written."""
-        wins = np.ones(len(full), dtype=np.bool_)
-        found_keys, stored = _pairs(txn.get_many(full))
-        if not stored:
-            return wins
-        place_of = dict(zip(full, range(len(full)), strict=True))
-        places = np.fromiter(map(place_of.__getitem__, found_keys), dtype=np.int64, count=len(stored))
-        headers = read_headers(stored, self.name, self._key_of(found_keys))
-        same_event = event[places] == headers["event"]
-        newer = (event[places] > headers["event"]) | (same_event & (created[places] > headers["created"]))
-        # Of two that are one row, the later commit's values count: history may have been left behind.
-        tied = same_event & (created[places] == headers["created"]) & (commit[places] >= headers["commit"])
-        wins[places] = newer
-        ties = np.flatnonzero(tied)
-        if len(ties):
-            before = self._in_current_layout(list(compress(stored, tied)), list(compress(found_keys, tied)))
-            after = map(values.__getitem__, places[ties].tolist())
-            differs = map(operator.ne, map(_values_bytes, before), map(_values_bytes, after))
-            wins[places[ties]] = np.fromiter(differs, dtype=np.bool_, count=len(ties))
+    def _wins(self, lookup: Lookup, keys: Heap, start: int, stop: int, packed: Heap) -> NDArray[np.bool_]:
+        """Which of the rows `packed` are to be written; their keys are those from `start` up to `stop`."""
+        from featuredb.online import kernels
+
+        outcome = np.full(stop - start, kernels.WINS, dtype=np.uint8)
+        lookup.walk(start, stop)
+        for part in (lookup.walked, lookup.rest(start, stop)):
+            if part is not None:
+                at, size = part.at[start:stop], part.size[start:stop]
+                kernels.compare(part.data, at, size, packed.data, packed.offsets, crc_tables(), outcome)
+        bad = np.flatnonzero(outcome == kernels.BAD)
+        if len(bad):
+            row = start + int(bad[0])
+            self.of_rows([lookup.value(row)], keys.take(np.array([row])), [])  # raises
+        wins: NDArray[np.bool_] = outcome == kernels.WINS
+        others = np.flatnonzero(outcome == kernels.OTHER_LAYOUT)
+        if len(others):
+            # Packed anew in the current layout, their content can be compared.
+            stored = list(map(lookup.value, (start + others).tolist()))
+            rows = self.of_rows(stored, keys.take(start + others), list(self._dtypes))
+            anew = self._pack(rows.event, rows.created, rows.commit, rows.columns).tolist()
+            fresh = packed.take(others).tolist()
+            wins[others] = list(map(operator.ne, map(_values_bytes, anew), map(_values_bytes, fresh)))
         return wins
 
-    def _in_current_layout(self, stored: list[Buffer], keys: list[bytes]) -> list[bytes]:
-        """Stored rows as bytes, those of older layouts packed anew, so that content can be compared."""
-        version = self.current.version.to_bytes(2, "little")
-        old = list(map(version.__ne__, map(bytes, map(_version_bytes, stored))))
-        rows = list(map(bytes, stored))
-        if any(old):
-            decoded = self._decode(list(compress(stored, old)), list(compress(keys, old)), list(self._dtypes))
-            packed = self._pack(decoded.event, decoded.created, decoded.commit, decoded.columns)
-            replaced = np.empty(len(rows), dtype=object)
-            replaced[:] = rows
-            replaced[np.flatnonzero(old)] = packed.tolist()
-            rows = replaced.tolist()
-        return rows
-
-    def read(self, txn: ReadTxn, keys: Heap, features: Sequence[str] | None = None) -> OnlineRows:
+    def read(
+        self, txn: ReadTxn, keys: Heap, features: Sequence[str] | None = None, threads: int | None = None
+    ) -> OnlineRows:
         """The rows of `keys` (any order, repeats allowed), with the columns `features` (None: all)."""
         names = list(self._dtypes) if features is None else list(dict.fromkeys(features))
+        if len(keys) >= (COMPILED_KEYS_MIN if "numba" in sys.modules else LOADING_KEYS_MIN):
+            return self._read_compiled(txn, keys, names, threads)
         asked = self._full_keys(keys)
         # In key order a look-up takes 0.4 us instead of 1.4 us a key; for a few keys sorting does not pay.
         ordered = asked if len(asked) < 64 else self._full_keys(keys.take(sort_order(keys)))
@@ -236,6 +242,39 @@ class OnlineIndex:
         place_of = dict(zip(found_keys, range(len(found_keys)), strict=True))
         places = np.fromiter(map(place_of.get, asked, repeat(-1)), dtype=np.int64, count=len(asked))
         return rows.at(places)
+
+    def of_rows(self, stored: Sequence[bytes | None], keys: Heap, names: Sequence[str]) -> OnlineRows:
+        """The rows of `keys` that were read as these bytes, None where there was none."""
+        present = [place for place, raw in enumerate(stored) if raw is not None]
+        full = self._full_keys(keys.take(np.array(present, dtype=np.int64)))
+        rows = self._decode([raw for raw in stored if raw is not None], full, names)
+        places = np.full(len(stored), -1, dtype=np.int64)
+        places[present] = np.arange(len(present))
+        return rows.at(places)
+
+    def _read_compiled(self, txn: ReadTxn, keys: Heap, names: Sequence[str], threads: int | None) -> OnlineRows:
+        from featuredb.online import kernels
+        from featuredb.online.decode import Decoder
+        from featuredb.online.pagewalk import Lookup
+
+        def full_key(row: int) -> bytes:
+            return self.prefix + keys.take(np.array([row])).tolist()[0]
+
+        lookup = Lookup(txn, self.prefix, keys)
+        decoder = Decoder([(self.table.feature_ids[name], self._dtypes[name]) for name in names], len(keys))
+        decoder.read(
+            lookup,
+            self.current,
+            lambda version, row: self.layout(version, lambda _: self._key_of([full_key(row)])(0)),
+            threads,
+        )
+        bad = np.flatnonzero(decoder.state == kernels.BAD)
+        if len(bad):
+            row = int(bad[0])
+            # Raises, and says what is wrong with it.
+            self.of_rows([lookup.value(row)], keys.take(np.array([row])), names)
+        columns = dict(zip(names, decoder.columns(), strict=True))
+        return OnlineRows(decoder.state == kernels.READ, decoder.event, decoder.created, decoder.commit, columns)
 
     def scan(self, txn: ReadTxn) -> Iterator[tuple[Heap, OnlineRows]]:
         """All rows in key order, in batches: key bytes, and rows with every live feature."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -58,6 +58,16 @@ class OnlineArrays:
         return len(next(iter(self.statuses.values()), ()))
 
 
+@dataclass(frozen=True, slots=True)
+class ResponseColumns:
+    """A response as columns: keys and features by name, status codes by feature, event timestamps by table."""
+
+    entities: Mapping[str, Column]
+    features: Mapping[str, Column]
+    codes: Mapping[str, NDArray[np.uint8]]
+    event_timestamps: Mapping[str, NDArray[np.datetime64]]
+
+
 class OnlineResponse:
     """Online values of the entity rows asked for, in their order.
 
@@ -67,27 +77,30 @@ class OnlineResponse:
         By table, UTC; NaT where the table has no row for the key.
     """
 
-    def __init__(
-        self,
-        entities: Mapping[str, Column],
-        features: Mapping[str, Column],
-        codes: Mapping[str, NDArray[np.uint8]],
-        event_timestamps: Mapping[str, NDArray[np.datetime64]],
-    ) -> None:
-        self._entities = entities
-        self._features = features
-        self._codes = codes
-        self.event_timestamps = event_timestamps
+    def __init__(self, load: Callable[[], ResponseColumns], plain: Mapping[str, list[Any]] | None = None) -> None:
+        self._load = load
+        # What `to_dict` returns, if that was read first.
+        self._plain = plain
+
+    @cached_property
+    def _loaded(self) -> ResponseColumns:
+        return self._load()
 
     def __len__(self) -> int:
-        return len(next(iter(self._entities.values())))
+        if self._plain is not None:
+            return len(next(iter(self._plain.values())))
+        return len(next(iter(self._loaded.entities.values())))
 
     def __repr__(self) -> str:
         return f"<OnlineResponse: {len(self)} rows, {', '.join(self._all)}>"
 
     @property
     def _all(self) -> dict[str, Column]:
-        return {**self._entities, **self._features}
+        return {**self._loaded.entities, **self._loaded.features}
+
+    @property
+    def event_timestamps(self) -> Mapping[str, NDArray[np.datetime64]]:
+        return self._loaded.event_timestamps
 
     @cached_property
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -97,17 +110,20 @@ class OnlineResponse:
     @cached_property
     def statuses(self) -> dict[str, list[Status]]:
         """For each feature, by output name, the `Status` of each row."""
-        return {name: _MEMBERS[codes].tolist() for name, codes in self._codes.items()}
+        return {name: _MEMBERS[codes].tolist() for name, codes in self._loaded.codes.items()}
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Entity columns, then features, as lists of plain Python values; None for null."""
+        if self._plain is not None:
+            return {name: list(values) for name, values in self._plain.items()}
         return {name: write.to_pylist(column) for name, column in self._all.items()}
 
     def to_pandas(self) -> Any:
         """Entity columns, then features, as a ``pandas.DataFrame``."""
-        base = write.EntityFrame({name: write.to_pandas_array(column) for name, column in self._entities.items()})
+        entities = self._loaded.entities
+        base = write.EntityFrame({name: write.to_pandas_array(column) for name, column in entities.items()})
         # A copy: the frame's blocks are otherwise those of this response.
-        return base.to_pandas(self._features).copy()
+        return base.to_pandas(self._loaded.features).copy()
 
     def to_arrow(self) -> Any:
         """Entity columns, then features, as a ``pyarrow.Table``.
@@ -123,5 +139,5 @@ class OnlineResponse:
     def to_arrays(self) -> OnlineArrays:
         """The features as plain numpy arrays, without the entity columns."""
         # Below the mask of a masked array stand the values that OnlineArrays promises for nulls.
-        columns = {name: np.ma.getdata(write.to_numpy(column)) for name, column in self._features.items()}
-        return OnlineArrays(columns, self._codes, self.event_timestamps)
+        columns = {name: np.ma.getdata(write.to_numpy(column)) for name, column in self._loaded.features.items()}
+        return OnlineArrays(columns, self._loaded.codes, self.event_timestamps)

@@ -8,10 +8,9 @@ variable-width values one after the other (lists as `Column` has them in its hea
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 from featuredb.columns import Column, Heap, zeroed
 from featuredb.errors import CorruptionError, LimitError
 from featuredb.limits import CHUNK_BYTES_MAX
-from featuredb.nested import list_decoder, vector_decoder
 from featuredb.schema import DType
 
 Buffer = bytes | memoryview
@@ -32,12 +30,7 @@ HEADER = np.dtype(
 )
 HEADER_BYTES = HEADER.itemsize
 VERSION_MAX = 0xFFFF
-_HEADER_CODES = "<IHqqQ"
-_CODES = {
-    "bool": "?", "int8": "b", "int16": "h", "int32": "i", "int64": "q", "uint8": "B", "uint16": "H", "uint32": "I",
-    "uint64": "Q", "float32": "f", "float64": "d", "timestamp": "q",
-}  # fmt: skip
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_POLYNOMIAL = 0xEDB88320
 _checked = itemgetter(slice(4, None))
 _header = itemgetter(slice(0, HEADER_BYTES))
 
@@ -62,6 +55,17 @@ def read_headers(buffers: Sequence[Buffer], table: str, key_of: KeyName) -> NDAr
     if len(wrong):
         raise damaged("its checksum does not match", table, key_of(int(wrong[0])))
     return headers
+
+
+@lru_cache(maxsize=1)
+def crc_tables() -> NDArray[np.uint32]:
+    """For the kernels: entry ``256 * n + byte`` is the CRC-32 of a byte followed by `n` zero bytes."""
+    tables = np.arange(256, dtype=np.uint32)[None, :].repeat(8, axis=0)
+    for _ in range(8):
+        tables[0] = tables[0] >> 1 ^ np.where(tables[0] & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
+    for n in range(1, 8):
+        tables[n] = tables[n - 1] >> 8 ^ tables[0][tables[n - 1] & 255]
+    return tables.reshape(-1)
 
 
 class RowLayout:
@@ -96,7 +100,8 @@ class RowLayout:
             align=False,
         )
         self.fixed_bytes = self._dtype.itemsize
-        self._one = RowReader(self, tuple(self.places))
+        # Where the fixed part of each value stands.
+        self.offsets = [self._dtype.fields[name][1] for name in self._names] if self._dtype.fields else []
 
     def pack_many(
         self,
@@ -106,18 +111,21 @@ class RowLayout:
         columns: Sequence[Column],
     ) -> Heap:
         """One packed row per row of `columns` (in feature order); equal rows give equal bytes."""
+        from featuredb.online import kernels
+
         rows = len(event)
         fixed = np.zeros(rows, dtype=self._dtype)
         fixed["version"] = self.version
         fixed["event"], fixed["created"], fixed["commit"] = event, created, commit
         nulls = fixed["nulls"]
-        pieces = np.empty((rows, 1 + len(self._variable)), dtype=object)
         sizes = np.full(rows, self.fixed_bytes, dtype=np.int64)
+        pieces = []
         for place, (name, column) in enumerate(zip(self._names, columns, strict=True)):
             if column.valid is not None:
                 nulls[:, place >> 3] |= (~column.valid).astype(np.uint8) << (place & 7)
             if column.heap is not None:
-                lengths, pieces[:, 1 + self._variable.index(place)] = _entries(column, column.heap)
+                starts, lengths = _spans(column, column.heap)
+                pieces.append((column.heap.data, starts, lengths))
                 fixed[name] = lengths
                 sizes += lengths
             else:
@@ -125,19 +133,19 @@ class RowLayout:
                 fixed[name] = zeroed(column.data, column.valid)
         if rows and int(sizes.max()) > CHUNK_BYTES_MAX:
             raise LimitError(f"a row of {int(sizes.max())} bytes is too long; at most {CHUNK_BYTES_MAX}")
-        pieces[:, 0] = np.ascontiguousarray(fixed).view(f"V{self.fixed_bytes}").tolist()
-        raw = bytearray().join(pieces.ravel().tolist())
         offsets = np.zeros(rows + 1, dtype=np.int64)
         np.cumsum(sizes, out=offsets[1:])
-        spans = map(slice, (offsets[:-1] + 4).tolist(), offsets[1:].tolist())
-        sums = np.fromiter(map(zlib.crc32, map(memoryview(raw).__getitem__, spans)), dtype="<u4", count=rows)
-        data = np.frombuffer(raw, dtype=np.uint8)
-        data[offsets[:-1, None] + np.arange(4)] = sums.view(np.uint8).reshape(rows, 4)
+        data = fixed.view(np.uint8).reshape(-1)
+        if pieces:
+            widths = np.full(rows, self.fixed_bytes, dtype=np.int64)
+            pieces.insert(0, (data, np.cumsum(widths) - widths, widths))
+            data = np.empty(int(offsets[-1]), dtype=np.uint8)
+            cursor = offsets[:-1].copy()
+            for source, starts, lengths in pieces:
+                kernels.copy_spans(source, starts, lengths, cursor, data)
+                cursor += lengths
+        kernels.checksum(data, offsets, crc_tables())
         return Heap(offsets, data)
-
-    def unpack_one(self, buffer: Buffer, table: str = "", key: object = None) -> tuple[int, int, int, list[Any]]:
-        """Event, created, commit and the values of one row; see `RowReader.read`."""
-        return self._one.read(buffer, table, key)
 
     def unpack_many(
         self,
@@ -203,125 +211,11 @@ class RowLayout:
             raise damaged(what, table, key_of(int(np.argmax(wrong))))
 
 
-def _entries(column: Column, heap: Heap) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
-    """Length and bytes of every value of a string, bytes or list column; of a null: 0 and empty."""
-    places = column.data
-    if len(heap) > len(places):
-        # Rows of a batch that share the heap of a whole table: look at the entries in use only.
-        used, places = np.unique(places if column.valid is None else places[column.valid], return_inverse=True)
-        heap = heap.take(used)
-        if column.valid is not None:
-            spread = np.zeros(len(column), dtype=np.int64)
-            spread[column.valid] = places
-            places = spread
-    if column.valid is not None:
-        places = np.where(column.valid, places, len(heap))
-    values = np.empty(len(heap) + 1, dtype=object)
-    values[:-1] = heap.tolist()
-    values[-1] = b""
-    return np.append(np.diff(heap.offsets), 0)[places], values[places]
-
-
-def _code(dtype: DType) -> str:
-    """How `struct` reads a value's fixed part."""
-    if dtype.is_variable:
-        return "I"
-    return f"{dtype.numpy.itemsize}s" if dtype.is_vector else _CODES[dtype.name]
-
-
-def _decode_text(raw: Buffer) -> str:
-    return str(raw, "utf-8")
-
-
-def _decoder(dtype: DType) -> Callable[[Buffer], Any]:
-    """From the bytes of a variable-width value to the value."""
-    if dtype.is_list:
-        return list_decoder(dtype)
-    return _decode_text if dtype.name == "string" else bytes
-
-
-class RowReader:
-    """Reads chosen features of one row at a time: what a look-up of a single key runs.
-
-    Parameters
-    ----------
-    layout : RowLayout
-        Layout of the rows to read.
-    feature_ids : sequence of int
-        The features to return, in that order; one that `layout` lacks is None.
-    """
-
-    __slots__ = ("_arrange", "_fixed", "_fixed_bytes", "_no_nulls", "_places", "_timestamps", "_unpack", "_variable",
-                 "_vectors", "_version")  # fmt: skip
-
-    def __init__(self, layout: RowLayout, feature_ids: Sequence[int]) -> None:
-        wanted = {layout.places[one] for one in feature_ids if one in layout.places}
-        # Lengths of all variable-width values are read, the fixed-width ones not asked for are skipped.
-        self._places = [
-            place for place, (_, dtype) in enumerate(layout.features) if place in wanted or dtype.is_variable
-        ]
-        codes = [
-            _code(dtype) if place in wanted or dtype.is_variable else f"{dtype.numpy.itemsize}x"
-            for place, (_, dtype) in enumerate(layout.features)
-        ]
-        packed = struct.Struct(f"{_HEADER_CODES}{layout.null_bytes}s{''.join(codes)}")
-        dtypes = [layout.features[place][1] for place in self._places]
-        self._fixed = not any(dtype.is_variable for dtype in dtypes)
-        self._unpack: Callable[[Buffer], tuple[Any, ...]] = packed.unpack if self._fixed else packed.unpack_from
-        self._fixed_bytes = layout.fixed_bytes
-        self._version = layout.version
-        self._no_nulls = bytes(layout.null_bytes)
-        self._variable = [(i, _decoder(dtype)) for i, dtype in enumerate(dtypes) if dtype.is_variable]
-        self._timestamps = [i for i, dtype in enumerate(dtypes) if dtype.name == "timestamp"]
-        self._vectors = [(i, vector_decoder(dtype)) for i, dtype in enumerate(dtypes) if dtype.is_vector]
-        missing = len(self._places)
-        positions = {layout.features[place][0]: i for i, place in enumerate(self._places)}
-        order = [positions.get(one, missing) for one in feature_ids]
-        self._arrange = None if order == list(range(missing)) else order
-
-    def read(self, buffer: Buffer, table: str = "", key: object = None) -> tuple[int, int, int, list[Any]]:
-        """Event, created and commit of the row, and its values: plain Python values, None where null.
-
-        A vector is a numpy array of shape (length,), read-only.
-
-        Raises
-        ------
-        CorruptionError
-            If checksum, layout version or lengths do not match; names `table` and `key`.
-        """
-        try:
-            crc, version, event, created, commit, bits, *values = self._unpack(buffer)
-        except struct.error:
-            raise damaged(f"{len(buffer)} bytes do not fit its layout", table, key) from None
-        if zlib.crc32(buffer[4:]) != crc:
-            raise damaged("its checksum does not match", table, key)
-        if version != self._version:
-            raise damaged(f"it has layout {version}, not {self._version}", table, key)
-        try:
-            if not self._fixed:
-                self._fill_variable(buffer, values)
-            for i in self._timestamps:
-                values[i] = _EPOCH + timedelta(microseconds=values[i])
-            for i, decode in self._vectors:
-                values[i] = decode(values[i])
-        except (ValueError, OverflowError) as error:
-            raise damaged(str(error), table, key) from None
-        if bits != self._no_nulls:
-            mask = int.from_bytes(bits, "little")
-            for i, place in enumerate(self._places):
-                if mask >> place & 1:
-                    values[i] = None
-        if self._arrange is not None:
-            values.append(None)
-            values = [values[i] for i in self._arrange]
-        return event, created, commit, values
-
-    def _fill_variable(self, buffer: Buffer, values: list[Any]) -> None:
-        """Replace the lengths among `values` by the values behind the fixed part."""
-        start = self._fixed_bytes
-        if start + sum([values[i] for i, _ in self._variable]) != len(buffer):
-            raise ValueError("its values do not fill it")
-        for i, decode in self._variable:
-            end = start + values[i]
-            values[i] = decode(buffer[start:end])
-            start = end
+def _spans(column: Column, heap: Heap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where in the heap's data each value of a string, bytes or list column begins, and its length; of a null, 0."""
+    if not len(heap):
+        nothing = np.zeros(len(column), dtype=np.int64)
+        return nothing, nothing
+    starts = heap.offsets[column.data]
+    lengths = heap.offsets[column.data.astype(np.int64) + 1] - starts
+    return starts, zeroed(lengths, column.valid)

@@ -8,7 +8,9 @@ Callers validate, allocate and spread the work over threads by slicing. All kern
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 # Division by zero gives an infinity, as in C, and not an exception.
 _options = {"nogil": True, "cache": True, "boundscheck": False, "error_model": "numpy"}
@@ -74,6 +76,112 @@ def xxh64(words, tail):
     state ^= state >> np.uint64(29)
     state *= _PRIME_3
     return state ^ (state >> np.uint64(32))
+
+
+@njit(inline="always", nogil=True)
+def mix(word):
+    """The finalizer of MurmurHash3 (Appleby, public domain): every input bit reaches every output bit."""
+    word ^= word >> np.uint64(33)
+    word *= np.uint64(0xFF51AFD7ED558CCD)
+    word ^= word >> np.uint64(33)
+    word *= np.uint64(0xC4CEB9FE1A85EC53)
+    word ^= word >> np.uint64(33)
+    return word
+
+
+@intrinsic
+def _load_word(_, array, place):
+    """The 8 bytes of an array of bytes from `place` on, as an integer."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load(builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer()), align=1)
+
+    return types.uint64(array, types.int64), codegen
+
+
+@njit(nogil=True)
+def _word(data, start, stop):
+    """The bytes from `start` up to `stop`, 8 at most, as an integer."""
+    if start + 8 <= len(data):
+        word = _load_word(data, start)
+        return word if stop - start >= 8 else word & ((np.uint64(1) << np.uint64(8 * (stop - start))) - np.uint64(1))
+    word = np.uint64(0)
+    for j in range(min(stop - start, 8)):
+        word |= np.uint64(data[start + j]) << np.uint64(8 * j)
+    return word
+
+
+@njit(nogil=True)
+def hash_bytes(data, start, stop):
+    state = np.uint64(stop - start)
+    for i in range(start, stop, 8):
+        state = mix(state ^ _word(data, i, stop)) + np.uint64(0x9E3779B97F4A7C15)
+    return state
+
+
+@njit(nogil=True)
+def same_bytes(a, a_start, a_stop, b, b_start, b_stop):
+    if a_stop - a_start != b_stop - b_start:
+        return False
+    for i in range(0, a_stop - a_start, 8):
+        if _word(a, a_start + i, a_stop) != _word(b, b_start + i, b_stop):
+            return False
+    return True
+
+
+@njit(**_options)
+def factorize_bytes(offsets, data, table, out, firsts):
+    """Number the distinct entries in order of appearance: out[i] = number, firsts[number] = first entry.
+
+    `table` is a hash table with open addressing and linear probing: a power of two of numbers, -1 everywhere.
+    Returns the count of distinct entries.
+    """
+    mask = np.uint64(len(table) - 1)
+    count = 0
+    for i in range(len(offsets) - 1):
+        start = offsets[i]
+        stop = offsets[i + 1]
+        slot = hash_bytes(data, start, stop) & mask
+        code = table[slot]
+        while code >= 0:
+            first = firsts[code]
+            if same_bytes(data, start, stop, data, offsets[first], offsets[first + 1]):
+                break
+            slot = (slot + np.uint64(1)) & mask
+            code = table[slot]
+        if code < 0:
+            code = count
+            table[slot] = code
+            firsts[code] = i
+            count += 1
+        out[i] = code
+    return count
+
+
+@njit(**_options)
+def take(values, places, out):
+    """out[i] = values[places[i]]."""
+    for i in range(len(places)):
+        out[i] = values[places[i]]
+
+
+@njit(**_options)
+def mark(places, valid, out):
+    """out[place] = True for all `places` that are not null; `valid` is empty or False where one is."""
+    for i in range(len(places)):
+        if len(valid) == 0 or valid[i]:
+            out[places[i]] = True
+
+
+@njit(**_options)
+def take_entries(offsets, data, entries, bounds, out):
+    """Entries of a heap one after the other: entry entries[i] to out[bounds[i]:bounds[i + 1]], which may be empty."""
+    for i in range(len(entries)):
+        source = offsets[entries[i]]
+        target = bounds[i]
+        for j in range(bounds[i + 1] - target):
+            out[target + j] = data[source + j]
 
 
 @njit(**_options)

@@ -7,6 +7,7 @@ the order of the table's entities. Comparing encoded bytes then orders keys as t
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -149,15 +150,18 @@ def decode_keys(keys: Heap, dtypes: Sequence[DType]) -> list[Column]:
 
 def _integer_encoder(dtype: DType) -> Callable[[Any], bytes]:
     info = np.iinfo(dtype.numpy)
-    low, high, width, flip = int(info.min), int(info.max), dtype.numpy.itemsize, _sign_bit(dtype)
-    mask = (1 << (8 * width)) - 1
+    low, high = int(info.min), int(info.max)
+    # Flipping the sign bit is adding what makes the least value zero.
+    bias, pack = -low, struct.Struct({1: ">B", 2: ">H", 4: ">I", 8: ">Q"}[dtype.numpy.itemsize]).pack
 
     def encode(value: Any) -> bytes:
+        if type(value) is int and low <= value <= high:
+            return pack(value + bias)
         if isinstance(value, _BOOLS) or not isinstance(value, _INTS):
             raise InputError(f"{value!r} is not of dtype {dtype}; give an int")
         if not low <= value <= high:
             raise InputError(f"{value!r} is out of range of {dtype}")
-        return ((int(value) & mask) ^ flip).to_bytes(width, "big")
+        return pack(int(value) + bias)
 
     return encode
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Column
-from featuredb.limits import CHUNK_ROWS_MAX, DECIMAL_EXPONENT_MAX, DECIMAL_INTEGER_MAX
+from featuredb.limits import CHUNK_ROWS_MAX, DECIMAL_EXPONENT_MAX, DECIMAL_INTEGER_MAX, PACKED_SAVING_MIN
 from featuredb.storage import kernels
 from featuredb.storage.segment import frozen, words_of
 
@@ -34,24 +34,25 @@ class Packing:
 
 
 def choose(column: Column) -> Packing | None:
-    """How to pack a column of fixed-width scalars, not all of them null; None if its values do not pack."""
-    kind = column.dtype.numpy.kind
-    return _of_floats(column) if kind == "f" else _of_integers(column)
+    """How to pack a column of fixed-width scalars, not all of them null; None if that saves too little."""
+    packing = _of_floats(column) if column.dtype.numpy.kind == "f" else _of_integers(column)
+    return packing if packing is not None and worthwhile(column, packing.width) else None
 
 
 def packed(packing: Packing, data: NDArray[Any], valid: NDArray[np.bool_] | None) -> NDArray[np.uint64]:
     """Some values of the column that `packing` was chosen for, as the words of a chunk."""
     out = np.zeros(words_of(len(data), packing.width), dtype=np.uint64)
-    mask = _mask(valid)
+    present = mask(valid)
     if data.dtype.kind == "f":
         integers = np.empty(len(data), dtype=np.int64)
-        kernels.decimals(_doubles(data), mask, 10.0**packing.exponent, integers)
+        kernels.decimals(_doubles(data), present, 10.0**packing.exponent, integers)
         data = integers
-    kernels.pack(_integers(data), mask, np.uint64(packing.base % (1 << 64)), packing.width, out)
+    kernels.pack(_integers(data), present, np.uint64(packing.base % (1 << 64)), packing.width, out)
     return out
 
 
-def _mask(valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+def mask(valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Validity as kernels take it: empty if nothing is null."""
     return _NO_ROWS if valid is None else frozen(np.ascontiguousarray(valid))
 
 
@@ -62,19 +63,22 @@ def _integers(data: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def _doubles(data: NDArray[Any]) -> NDArray[np.float64]:
-    return frozen(np.ascontiguousarray(data, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # a signalling NaN stays a NaN, and is no decimal
+        return frozen(np.ascontiguousarray(data, dtype=np.float64))
 
 
 def _of_integers(column: Column) -> Packing:
     data, valid = column.data, column.valid
+    if data.strides == (0,) and data.dtype.kind == "i":
+        return Packing(0, int(data[0]))
     flip, dtype = (np.uint64(1 << 63), np.int64) if data.dtype.kind == "i" else (np.uint64(0), np.uint64)
     found = np.empty(2, dtype=np.uint64)
     least, greatest = [], []
     for first in range(0, len(data), CHUNK_ROWS_MAX):
         part = slice(first, first + CHUNK_ROWS_MAX)
         if valid is None or valid[part].any():
-            mask = _mask(None if valid is None else valid[part])
-            kernels.bounds(_integers(data[part]), mask, flip, found)
+            present = mask(None if valid is None else valid[part])
+            kernels.bounds(_integers(data[part]), present, flip, found)
             low, high = found.view(dtype).tolist()
             least.append(low)
             greatest.append(high)
@@ -88,14 +92,23 @@ def _of_floats(column: Column) -> Packing | None:
     step = max(1, rows // _SAMPLE_ROWS)
     tried = column.take(slice(0, rows, step))
     for exponent in range(DECIMAL_EXPONENT_MAX + 1):
-        if _decimals(tried, exponent)[0] >= 0:
+        failed, least, greatest = _decimals(tried, exponent)
+        if failed >= 0:
             continue
+        if not worthwhile(column, max(0, greatest - least).bit_length()):
+            return None
         failed, least, greatest = _decimals(column, exponent)
         if failed < 0:
             return Packing((greatest - least).bit_length(), least, exponent)
         # Most likely it fails with the next exponent as well, which shows at once.
         tried = column.take(slice(failed, failed + 1))
     return None
+
+
+def worthwhile(column: Column, width: int) -> bool:
+    """Whether packing so many bits a value saves enough: short columns may even grow."""
+    plain_bytes = len(column) * column.dtype.numpy.itemsize
+    return 8 * words_of(len(column), width) <= (1 - PACKED_SAVING_MIN) * plain_bytes
 
 
 def _decimals(column: Column, exponent: int) -> tuple[int, int, int]:
@@ -105,8 +118,8 @@ def _decimals(column: Column, exponent: int) -> tuple[int, int, int]:
     single = column.dtype.numpy.itemsize == 4
     for first in range(0, len(column), CHUNK_ROWS_MAX):
         part = column.take(slice(first, first + CHUNK_ROWS_MAX))
-        doubles, mask = _doubles(part.data), _mask(part.valid)
-        failed = kernels.decimal_bounds(doubles, mask, 10.0**exponent, single, float(DECIMAL_INTEGER_MAX), found)
+        doubles, present = _doubles(part.data), mask(part.valid)
+        failed = kernels.decimal_bounds(doubles, present, 10.0**exponent, single, float(DECIMAL_INTEGER_MAX), found)
         if failed >= 0:
             return first + failed, 0, 0
         least, greatest = min(least, int(found[0])), max(greatest, int(found[1]))

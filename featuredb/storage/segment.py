@@ -341,7 +341,7 @@ class SegmentReader:
         """A whole system column (event, created or commit)."""
         column = self.info.columns[column_id]
         if column.constant is not None:
-            return np.full(self.rows, column.constant, dtype=np.int64)
+            return np.broadcast_to(np.int64(column.constant), self.rows)
         chunks = range(len(self.chunk_bounds(column_id)))
         return np.concatenate([np.asarray(self.system(column_id, chunk)) for chunk in chunks])
 

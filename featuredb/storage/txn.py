@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, repeat, starmap, takewhile
+from itertools import chain, islice, repeat, starmap, takewhile
 from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,23 +12,28 @@ from featuredb.errors import ClosedError, InputError, LimitError
 
 if TYPE_CHECKING:
     from featuredb.storage.env import Core
+    from featuredb.storage.filemap import Tree
 
 Bytes = bytes | bytearray | memoryview
 
 LMDB_KEY_BYTES_MAX = 511
 SCAN_ENTRIES = 64
+# A namespace and the number of what it belongs to: as much as is remembered of the keys written.
+SPACE_BYTES = 5
 
 
 class ReadTxn:
     """One snapshot of the file, as a context manager. Values are views of the map, valid only inside it.
 
-    Made by `Env.read`. May be nested, and used by any thread while it is open.
+    Made by `Env.read`. May be nested, and used by any thread while it is open. Without `views`, keys and values are
+    copied as bytes: faster for a few short ones.
     """
 
-    __slots__ = ("_core", "_txn", "thread")
+    __slots__ = ("_core", "_txn", "thread", "views")
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, views: bool = True) -> None:
         self._core = core
+        self.views = views
         self._txn: Any = None
         self.thread = 0
 
@@ -38,7 +43,8 @@ class ReadTxn:
         core.active.add(self)
         if not core.stopped:
             try:
-                self._txn = core.begin(buffers=True)
+                # Positional, for this is on the path of every look-up: database, parent, write, buffers.
+                self._txn = core.begin(None, None, False, self.views)
                 return self
             except Exception:
                 # Tried again below, where every cause is dealt with.
@@ -56,10 +62,19 @@ class ReadTxn:
             if core.handles == 0:
                 core.close_if_idle()
 
+    def follow(self) -> None:
+        """Begin anew in the file that is at the path now, if that is another. Nothing may have been read yet."""
+        core = self._core
+        txn, self._txn = self._txn, None
+        txn.abort()
+        core.active.discard(self)
+        core.follow(patient=False)
+        self.__enter__()
+
     def id(self) -> int:
-        """Number of the snapshot; it grows with every commit, of any process."""
+        """Number of the snapshot; it grows with every commit, of any process, also in a file that replaces another."""
         try:
-            return int(self._txn.id())
+            return self._txn.id()  # type: ignore[no-any-return]
         except Exception as error:
             raise self._failure(error) from error
 
@@ -74,6 +89,13 @@ class ReadTxn:
         """Keys and values of those of `keys` that exist, in the order of `keys`."""
         try:
             return self._txn.cursor().getmulti(keys)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def tree(self, prefix: bytes) -> Tree | None:
+        """The pages to walk for keys that begin with `prefix`; None if only `get` and `get_many` can tell."""
+        try:
+            return self._core.file_map.tree(self._txn.id(), self._txn.stat())
         except Exception as error:
             raise self._failure(error) from error
 
@@ -125,9 +147,11 @@ class WriteTxn(ReadTxn):
     It sees its own writes; a value it has read is valid until its next write.
     """
 
-    __slots__ = ("_full",)
+    __slots__ = ("_full", "_written")
 
     def __enter__(self) -> WriteTxn:
+        # Beginnings of the keys written or deleted.
+        self._written: set[bytes] = set()
         self._full: Exception | None = None
         self.thread = get_ident()
         self._core.active.add(self)
@@ -150,19 +174,40 @@ class WriteTxn(ReadTxn):
             # The caller's function swallowed the error.
             raise self._full
 
+    def follow(self) -> None:
+        """Do nothing: whoever took the write lock has seen to it."""
+
+    def tree(self, prefix: bytes) -> Tree | None:
+        """As of the commit before, for what this transaction writes is not in the file; None if it wrote such keys."""
+        if any(key.startswith(prefix) or prefix.startswith(key) for key in self._written):
+            return None
+        try:
+            return self._core.file_map.tree(self._txn.id() - 1, self._core.engine.stat())
+        except Exception as error:
+            raise self._failure(error) from error
+
     def put(self, key: Bytes, value: Bytes) -> None:
         """Set `key` to `value`."""
         if not 0 < len(key) <= LMDB_KEY_BYTES_MAX:
             raise LimitError(f"a key of {len(key)} bytes; keys have 1 to {LMDB_KEY_BYTES_MAX}")
+        self._written.add(bytes(key[:SPACE_BYTES]))
         try:
             self._txn.put(key, value)
         except Exception as error:
             raise self._failure(error) from error
 
     def put_many(self, items: Iterable[tuple[Bytes, Bytes]], append: bool = False) -> int:
-        """Set many keys; how many. With `append` they must ascend and follow every key of the file."""
+        """Set many keys that begin alike (with namespace and number); how many.
+
+        With `append` they must ascend and follow every key of the file.
+        """
+        pairs = iter(items)
+        for first in pairs:
+            self._written.add(bytes(first[0][:SPACE_BYTES]))
+            pairs = chain((first,), pairs)
+            break
         try:
-            consumed, added = self._txn.cursor().putmulti(items, append=append)
+            consumed, added = self._txn.cursor().putmulti(pairs, append=append)
         except Exception as error:
             raise self._failure(error) from error
         if consumed != added:
@@ -171,6 +216,7 @@ class WriteTxn(ReadTxn):
 
     def delete(self, key: Bytes) -> bool:
         """Remove `key`; whether it existed."""
+        self._written.add(bytes(key[:SPACE_BYTES]))
         try:
             return bool(self._txn.delete(key))
         except Exception as error:
@@ -178,6 +224,7 @@ class WriteTxn(ReadTxn):
 
     def delete_prefix(self, prefix: bytes) -> int:
         """Remove every key that begins with `prefix`; how many."""
+        self._written.add(prefix[:SPACE_BYTES])
         end = _successor(prefix)
         try:
             cursor = self._txn.cursor()

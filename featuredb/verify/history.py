@@ -223,6 +223,8 @@ def _check_order(check: Check, table: StoredTable, reader: SegmentReader, readab
     known = check.key_counts.get(table.space_id)
     if codes[0] < 0 or (known is not None and codes[-1] >= known):
         check.problem(f"it has code {int(codes[-1])}, and there are {known} entity keys", **where)
+    if known is not None and np.isin(codes, check.forgotten[table.space_id]).any():
+        check.problem("it has rows of an entity key that was forgotten", **where)
     if (info.code_min, info.code_max) != (int(codes[0]), int(codes[-1])):
         check.problem("the codes of its zone map are not those of its rows", **where)
     if not readable:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from featuredb.offline.kernels.encoding import escaped_lengths, put_escaped, put_words
 from featuredb.offline.kernels.gathering import gather, gather_bytes, gather_decimals, mark_chunks
 from featuredb.offline.kernels.hashing import (
-    factorize_bytes,
     factorize_words,
     find_bytes,
     find_words,
@@ -18,16 +17,24 @@ from featuredb.offline.kernels.hashing import (
     insert_words,
 )
 from featuredb.offline.kernels.searching import asof, block_minima, find_before, find_rows, find_slices, mark_slices
-from featuredb.offline.kernels.sorting import count_codes, counting_sort, counts_to_starts, place_by_code, sort_runs
+from featuredb.offline.kernels.sorting import (
+    ascending,
+    count_codes,
+    counting_sort,
+    counts_to_starts,
+    place_by_code,
+    scatter_rows,
+    sort_runs,
+)
 
 __all__ = [
+    "ascending",
     "asof",
     "block_minima",
     "count_codes",
     "counting_sort",
     "counts_to_starts",
     "escaped_lengths",
-    "factorize_bytes",
     "factorize_words",
     "find_before",
     "find_bytes",
@@ -44,5 +51,6 @@ __all__ = [
     "place_by_code",
     "put_escaped",
     "put_words",
+    "scatter_rows",
     "sort_runs",
 ]
