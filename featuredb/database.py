@@ -34,7 +34,8 @@ from featuredb.storage.registry import (
     registry_state,
 )
 from featuredb.storage.rejected import RejectedRow, rejected_rows
-from featuredb.storage.segment import SegmentCache
+from featuredb.storage.remembered import Knowledge, learn, leave
+from featuredb.storage.snapshots import SnapshotEnv
 
 if TYPE_CHECKING:
     from featuredb.offline.dictionary import KeyDictionary
@@ -130,13 +131,15 @@ class Database(Definitions, Snapshots, Maintenance):
         self._read_only = read_only
         self._durable = durable
         self._timeout = timeout
-        self._cache = SegmentCache()
-        self._dictionaries: dict[int, KeyDictionary] = {}
+        # In memory a file is gone when it is closed; a view of a snapshot gets what is known from its database.
+        known = Knowledge() if folder is not None or isinstance(env, SnapshotEnv) else learn(env.path)
+        self._cache = known.cache
+        self._dictionaries: dict[int, KeyDictionary] = known.dictionaries
         self._definitions: tuple[int, bytes, Registry] | None = None
         self._queries: dict[tuple[str | tuple[str, ...], tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
         self._closed = False
         # Closes a database that was dropped without close(), at the latest when the process ends.
-        self._release = weakref.finalize(self, _release, env, folder, os.getpid())
+        self._release = weakref.finalize(self, _release, env, known, folder, os.getpid())
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -656,8 +659,9 @@ class Database(Definitions, Snapshots, Maintenance):
         return OnlineReader(self._env, resolve, registry_state)
 
 
-def _release(env: Env, folder: str | None, pid: int) -> None:
+def _release(env: Env, known: Knowledge, folder: str | None, pid: int) -> None:
     """Close a database; in memory, remove its folder. A forked child leaves what is its parent's alone."""
+    leave(env.path, known)
     env.close()
     if folder is not None and os.getpid() == pid:
         shutil.rmtree(folder, ignore_errors=True)

@@ -158,6 +158,12 @@ class KeyDictionary:
         # Keys that were looked up in the tree, which the dictionary would have answered sooner in the end.
         self._lookups = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        arrays = (self._keys.offsets, self._keys.data, self._words, self._slots)
+        return sum(array.nbytes for array in arrays)
+
     def _extend(self, txn: ReadTxn) -> None:
         generation = self._space.generation(txn)
         if generation != self._generation:

@@ -172,8 +172,7 @@ def search(
             known_us = query.known_us.take(query.rows[part]) if len(query.known_us) > 1 else query.known_us
             slices = np.empty((len(asked), 2), dtype=np.int32)
             for number, segment, marks in chosen:
-                kernels.find_slices(codes[part], segment.cells, segment.addresses, segment.zone, slices)
-                kernels.mark_slices(slices, segment.event.shift, marks)
+                kernels.find_slices(codes[part], segment.cells, segment.addresses, segment.zone, slices, marks)
                 kernels.asof(
                     slices,
                     asked,
@@ -214,7 +213,6 @@ def _opened(reader: SegmentReader, query: Query, threads: int | None) -> Searcha
     if not segment.event.trusted.all():
         marks = np.zeros(len(segment.event.trusted), dtype=np.bool_)
         slices = np.empty((len(query.codes), 2), dtype=np.int32)
-        kernels.find_slices(frozen(query.codes), segment.cells, segment.addresses, segment.zone, slices)
-        kernels.mark_slices(slices, segment.event.shift, marks)
+        kernels.find_slices(frozen(query.codes), segment.cells, segment.addresses, segment.zone, slices, marks)
         trust([(reader, segment.event, marks)], threads)
     return segment

@@ -105,9 +105,13 @@ def block_minima(cells, addresses, commit_times, knows, rows, out):
 
 
 @njit(**_options)
-def find_slices(codes, cells, addresses, zone, slices):
-    """slices[i] = where the rows of codes[i] start and stop in a segment, for sorted `codes`; equal if it has none."""
+def find_slices(codes, cells, addresses, zone, slices, marks):
+    """slices[i] = where the rows of codes[i] start and stop in a segment, for sorted `codes`; equal if it has none.
+
+    marks[chunk] = True for each chunk of event timestamps that has any of these rows.
+    """
     entity = np.int64(0)
+    shift = cells[EVENT, SHIFT]
     for i in range(len(codes)):
         code = np.int64(codes[i])
         if i > 0 and codes[i - 1] == codes[i]:
@@ -118,14 +122,8 @@ def find_slices(codes, cells, addresses, zone, slices):
         start, stop = _slice_of(addresses, cells, zone, entity, code)
         slices[i, 0] = start
         slices[i, 1] = stop
-
-
-@njit(**_options)
-def mark_slices(slices, shift, marks):
-    """marks[chunk] = True for each chunk of ``1 << shift`` rows that has rows of any of the slices."""
-    for i in range(len(slices)):
-        if slices[i, 0] < slices[i, 1]:
-            for chunk in range(slices[i, 0] >> shift, ((slices[i, 1] - 1) >> shift) + 1):
+        if start < stop:
+            for chunk in range(start >> shift, ((stop - 1) >> shift) + 1):
                 marks[chunk] = True
 
 
