@@ -175,8 +175,8 @@ FAULTS = (
         "both roles of a table read the columns of the first",
         "test_aliases.py",
         "offline/joiner.py",
-        "space = (use.table.space_id, use.columns)",
-        "space = (use.table.space_id, ())",
+        "spaces.setdefault((use.table.space_id, use.columns), [])",
+        "spaces.setdefault((use.table.space_id, ()), [])",
     ),
     Fault(
         "a partial row is filled from the row before the one that it replaces",

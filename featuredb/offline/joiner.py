@@ -107,7 +107,7 @@ class Joiner:
     seen : callable
         Given the columns of each batch that the join reads: keys, timestamps, known_at.
     explanation : Explanation
-        Is told what is done.
+        Is told what is done, in the order in which it is.
     threads : int or None
         At most so many; None: one for each core.
     """
@@ -151,22 +151,23 @@ class Joiner:
             if known is not None and known.valid is not None:
                 usable = known.valid if usable is None else usable & known.valid
         explanation.note_batch(frame.rows)
-        queries: dict[tuple[int, tuple[str, ...]], tuple[Query, str]] = {}
-        columns: dict[str, Column] = {}
+        # Keys are encoded and sorted once for all tables that have them.
+        spaces: dict[tuple[int, tuple[str, ...]], list[TableUse]] = {}
         for use in self._selection.uses:
-            plan = explanation.table(use.name, use.table.name)
-            space = (use.table.space_id, use.columns)
-            if space not in queries:
-                with explanation.stage("encode keys"):
-                    codes, lookup = self._codes(use, keys, usable)
-                with explanation.stage("sort"):
-                    query = make_query(codes, times.data, known_us, times_of_commits, threads=self._threads)
-                queries[space] = (query, lookup)
-            query, plan.lookup = queries[space]
-            query = with_max_age(query, use.table.definition.max_age_us)
-            found = self._search(use, query, plan)
-            with explanation.stage("gather", plan):
-                columns.update(gather(self._selection, use, found, plan, self._threads))
+            spaces.setdefault((use.table.space_id, use.columns), []).append(use)
+        columns: dict[str, Column] = {}
+        for uses in spaces.values():
+            with explanation.stage("encode keys"):
+                codes, lookup = self._codes(uses[0], keys, usable)
+            with explanation.stage("sort"):
+                query = make_query(codes, times.data, known_us, times_of_commits, threads=self._threads)
+            del codes
+            for use in uses:
+                plan = explanation.table(use.name, use.table.name)
+                plan.lookup, plan.sort = lookup, query.sort
+                found = self._search(use, with_max_age(query, use.table.definition.max_age_us), plan)
+                with explanation.stage("gather", plan):
+                    columns.update(gather(self._selection, use, found, plan, self._threads))
         return {name: columns[name] for name in self._selection.names}
 
     def _search(self, use: TableUse, query: Query, plan: TablePlan) -> Found:

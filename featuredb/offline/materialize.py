@@ -56,7 +56,7 @@ def latest(
     newest = TIMESTAMP_MAX_US if end_us is None else end_us
     floor_us = ABSENT_US + 1 if start_us is None else start_us
     times = np.full(len(codes), newest, dtype=np.int64)
-    query = Query(codes, np.arange(len(codes)), times, newest, newest, floor_us=floor_us)
+    query = Query(codes, np.arange(len(codes)), times, floor_us=floor_us)
     found = search(readers, query, with_times=True)
     matched = np.flatnonzero(found.position >= 0)
     return codes[matched], found.take(matched)

@@ -30,9 +30,9 @@ def search_before(readers: Sequence[SegmentReader], rows: Rows) -> Found:
     found = Found.nothing(readers, places)
     if not len(rows):
         return found
-    query = Query(rows.codes, places, rows.event, int(rows.event.min()), int(rows.event.max()))
+    query = Query(rows.codes, places, rows.event)
     for number, reader in enumerate(readers):
-        if not pruned(reader, query):
+        if not pruned(reader, query, query.span_us):
             _search_segment(number, reader, rows, found)
     return found
 
