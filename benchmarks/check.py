@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from benchmarks.workload import CATEGORIES, FEATURES, TIME
+from benchmarks.workload import CATEGORIES, FEATURES, ROW, TIME
 
 # Column name to Arrow array (or what pyarrow.array takes), rows in the order of the question.
 Answer = Mapping[str, Any]
@@ -33,7 +33,7 @@ def digest(values: Any, name: str) -> str:
     values : pyarrow.Array, pyarrow.ChunkedArray, or anything that ``pyarrow.array`` takes
         NaN is a value.
     name : str
-        A column of the workload: says what type the values are cast to.
+        A column of the workload, with its table before it if there are several: says what type the values are cast to.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -42,7 +42,7 @@ def digest(values: Any, name: str) -> str:
         values = values.combine_chunks()
     if not isinstance(values, pa.Array | pa.ChunkedArray):
         values = pa.array(values)
-    dtype = FEATURES.get(name, "int64")
+    dtype = FEATURES.get(name.rpartition("__")[2], "int64")
     valid = np.asarray(values.is_valid())
     if dtype == "string":
         if pa.types.is_dictionary(values.type):
@@ -59,6 +59,29 @@ def digest(values: Any, name: str) -> str:
     state = hashlib.sha256(np.packbits(valid).tobytes())
     state.update(data.tobytes())
     return state.hexdigest()
+
+
+def in_row_order(table: Any) -> Answer:
+    """Features of an Arrow table, sorted back into the order of the entity dataframe by its row numbers."""
+    order = np.argsort(table[ROW].to_numpy())
+    return {name: table[name].take(order) for name in FEATURES}
+
+
+def frame_answer(frame: Any) -> Answer:
+    """Features of a pandas frame, sorted back likewise."""
+    import pyarrow as pa
+
+    return in_row_order(pa.table({name: pa.array(frame[name], from_pandas=True) for name in (ROW, *FEATURES)}))
+
+
+def masked_answer(columns: Mapping[str, Any], names: Iterable[str] = FEATURES) -> Answer:
+    """Features held as numpy arrays, masked where null."""
+    import pyarrow as pa
+
+    return {
+        name: pa.array(np.ma.getdata(columns[name]), mask=np.ma.getmaskarray(columns[name]), from_pandas=False)
+        for name in names
+    }
 
 
 def compare(expected: Digests, got: Digests, who: str) -> None:

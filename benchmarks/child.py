@@ -1,132 +1,128 @@
-"""Measures one system in this process: ``python -m benchmarks.child`` with the action, folder and arguments as JSON."""
+"""Does its work in this process: ``python -m benchmarks.child`` with what to do, a folder and arguments as JSON.
+
+``generate`` and ``prepare`` end when done. ``measure`` loads a system, and then answers, a line of JSON for a line,
+what it is asked by `benchmarks.process.Child`: the names of the methods of `Measured`.
+"""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
-import resource
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-from benchmarks.check import digests
-from benchmarks.peers import Case, find_system
+from benchmarks.check import Digests, digests
+from benchmarks.peers import find_system
+from benchmarks.process import anonymous_bytes, forget_peak, peak_bytes
 
 
-def measure(case: Case, repeat: int) -> dict[str, Any]:
-    """Time a case.
+class Measured:
+    """A loaded system; the methods are what can be asked of it."""
 
-    Parameters
-    ----------
-    case : Case
-        Loaded and ready.
-    repeat : int
-        Runs that count; one more goes before them.
+    def __init__(self, folder: Path, what: str, name: str) -> None:
+        self.pid = os.getpid()
+        self._case = find_system(what, name).load(folder)
+        self._result: Any = None
 
-    Returns
-    -------
-    dict
-        ``first_seconds`` of the run that does not count, ``seconds`` of each other (with `keys`: the median
-        of a call in it), ``peak_bytes`` resident while running, ``file_bytes`` and the ``digests`` of the last answer.
-    """
-    timed = _time_calls if case.keys is not None else _time_run
-    gc.collect()
-    _forget_peak()
-    seconds = []
-    result: Any = None
-    for _ in range(repeat + 1):
+    def ask(self, question: str) -> Any:
+        """What the method of that name returns."""
+        return getattr(self, question)()
+
+    def run(self) -> float:
+        """Seconds of a run; with keys the median of its calls. The result is held until the next question."""
+        self._result = None
+        self._case.before()
+        if self._case.keys is not None:
+            taken, self._result = self._calls(self._case.keys)
+        elif self._case.own_clock:
+            taken, self._result = self._case.run()
+        else:
+            start = perf_counter_ns()
+            self._result = self._case.run()
+            taken = (perf_counter_ns() - start) / 1e9
+        self._case.after()
+        return taken
+
+    def _calls(self, keys: list[Any]) -> tuple[float, list[Any]]:
+        run, clock = self._case.run, perf_counter_ns
+        results, times = [], []
+        for key in keys:
+            start = clock()
+            result = run(key)
+            times.append(clock() - start)
+            results.append(result)
+        return statistics.median(times) / 1e9, results
+
+    def digests(self) -> Digests:
+        """Digests of the answer of the last run."""
+        return digests(self._case.answer(self._result))
+
+    def rest(self) -> int:
+        """Let the result of the last run go; returns the anonymous memory left, in bytes."""
         # Two results at a time would count in the peak.
-        result = None
+        self._result = None
         gc.collect()
-        case.before()
-        taken, result = timed(case)
-        seconds.append(taken)
-    peak = _peak_bytes()
-    return {
-        "first_seconds": seconds[0],
-        "seconds": seconds[1:],
-        "peak_bytes": peak,
-        # Blocks in use: LMDB's file has holes while it is open.
-        "file_bytes": sum(os.stat(path).st_blocks * 512 for path in case.files) if case.files else None,
-        "rows": case.rows,
-        "digests": digests(case.answer(result)),
-    }
+        forget_peak()
+        return anonymous_bytes(self.pid)
+
+    def sizes(self) -> dict[str, Any]:
+        """Of the last run: peak of resident memory, bytes of the output and of the files; and other facts."""
+        case = self._case
+        return {
+            "peak_bytes": peak_bytes(),
+            "output_bytes": None if case.output_bytes is None else case.output_bytes(self._result),
+            # Blocks in use: LMDB's file has holes while it is open.
+            "file_bytes": sum(os.stat(path).st_blocks * 512 for path in case.files) if case.files else None,
+            "rows": case.rows,
+            **case.facts(),
+        }
+
+    def close(self) -> None:
+        """Close files and stop servers."""
+        self._result = None
+        self._case.close()
 
 
-def _time_run(case: Case) -> tuple[float, Any]:
-    start = perf_counter_ns()
-    result = case.run()
-    return (perf_counter_ns() - start) / 1e9, result
-
-
-def _time_calls(case: Case) -> tuple[float, Any]:
-    assert case.keys is not None
-    run, clock = case.run, perf_counter_ns
-    results, times = [], []
-    for key in case.keys:
-        start = clock()
-        result = run(key)
-        times.append(clock() - start)
-        results.append(result)
-    return statistics.median(times) / 1e9, results
-
-
-def _forget_peak() -> None:
-    """Let the peak of resident memory count from now (Linux); elsewhere it counts from the start of the process."""
+def _serve(folder: Path, what: str, name: str) -> None:
+    # Nothing that a system prints may get between the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    measured = Measured(folder, what, name)
     try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak_bytes() -> int:
-    """Peak of resident memory, pages of mapped files included."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _generate(folder: Path, **sizes: int) -> None:
-    from benchmarks.data import generate
-    from benchmarks.workload import Workload
-
-    generate(folder, Workload(**sizes))
-
-
-def _prepare(folder: Path, what: str, name: str) -> None:
-    prepare = find_system(what, name).prepare
-    assert prepare is not None
-    prepare(folder)
-
-
-def _measure(folder: Path, what: str, name: str, repeat: int) -> dict[str, Any]:
-    case = find_system(what, name).load(folder)
-    try:
-        return measure(case, repeat)
+        print(json.dumps(measured.pid), file=answers)
+        for question in sys.stdin:
+            print(json.dumps(measured.ask(question.strip())), file=answers)
     finally:
-        case.close()
+        measured.close()
 
 
-_ACTIONS: dict[str, Callable[..., Any]] = {"generate": _generate, "prepare": _prepare, "measure": _measure}
+def act(action: str, folder: Path, **arguments: Any) -> None:
+    """Do `action`: generate data, or prepare a system's files."""
+    if action == "generate":
+        from benchmarks.data import generate
+        from benchmarks.workload import Workload
 
+        generate(folder, Workload(**arguments))
+    elif action == "large":
+        from benchmarks.large import generate_large
+        from benchmarks.workload import Workload
 
-def act(action: str, folder: Path, **arguments: Any) -> Any:
-    """What `action` (generate, prepare or measure) returns: None, or what is measured."""
-    return _ACTIONS[action](folder, **arguments)
+        generate_large(folder, Workload(**arguments))
+    elif action == "take_first":
+        from benchmarks.data import take_first
 
-
-def main(action: str, folder: str, arguments: str) -> None:
-    """Do `action` and write what it returns to ``result.json`` in the folder."""
-    result = act(action, Path(folder), **json.loads(arguments))
-    (Path(folder) / "result.json").write_text(json.dumps(result))
+        take_first(folder, Path(arguments["into"]), arguments["entity_rows"])
+    elif action == "prepare":
+        prepare = find_system(**arguments).prepare
+        assert prepare is not None
+        prepare(folder)
+    else:
+        _serve(folder, **arguments)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    act(sys.argv[1], Path(sys.argv[2]), **json.loads(sys.argv[3]))

@@ -1,62 +1,48 @@
-"""Runs systems, each in a process of its own, and collects what they measured."""
+"""Runs the tasks that are asked for, and says on what machine."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sqlite3
-import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import featuredb
-from benchmarks.check import compare
+from benchmarks.lab import Lab, Result
 from benchmarks.peers import System, all_systems
-from benchmarks.report import duration
-from benchmarks.workload import Workload, read_expected
+from benchmarks.scale import measure_scale
+from benchmarks.workload import Workload
 
-_PROJECT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("numpy", "pandas", "polars", "duckdb", "pyarrow", "lmdb", "numba")
-
-
-class BenchmarkError(Exception):
-    """The benchmark cannot go on; says why."""
+TASKS = ("join", "ingest", "online", "cold", "scale")
+_PACKAGES = ("numpy", "pandas", "polars", "duckdb", "pyarrow", "lmdb", "numba", "redis", "hiredis")
 
 
-def in_process(action: str, folder: Path, **arguments: Any) -> Any:
-    """What `benchmarks.child` returns for an action, done in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.child", action, str(folder), json.dumps(arguments)]
-    done = subprocess.run(command, cwd=_PROJECT, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise BenchmarkError(f"{action} {arguments} failed:\n{done.stderr.strip()}")
-    return json.loads((folder / "result.json").read_text())
-
-
-def run(task: str, workload: Workload, repeat: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure every installed system of a task.
+def run(
+    tasks: tuple[str, ...], workload: Workload, repeat: int, large_rows: int | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure every installed system of some tasks.
 
     Parameters
     ----------
-    task : str
-        join, ingest, online or all.
+    tasks : tuple of str
+        Of `TASKS`.
     workload : Workload
         Sizes of the data.
     repeat : int
         Runs of each system that count.
+    large_rows : int, optional
+        Rows of one more history, which featuredb alone joins (task scale).
     say : callable
         Told of each step as it is done.
 
     Returns
     -------
     dict
-        The results, as kept in JSON.
+        For each task its results, and how, where and with what they were measured.
 
     Raises
     ------
@@ -65,40 +51,55 @@ def run(task: str, workload: Workload, repeat: int, say: Callable[[str], None]) 
     BenchmarkError
         If a system fails.
     """
-    systems = [system for system in all_systems() if task in ("all", system.task)]
-    missing = [system for system in systems if not system.installed]
-    for system in missing:
-        say(f'{system.label}: left out, {system.module} is not installed (pip install "featuredb[bench]")')
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="featuredb-bench-") as name:
-        folder = Path(name)
-        in_process("generate", folder, **asdict(workload))
-        say(f"generated {workload.rows:,} rows of {workload.entities:,} entities")
-        results = _measure_all([s for s in systems if s.installed], folder, repeat, say)
-    return {
-        "format": 1,
-        "task": task,
-        "machine": machine(),
-        "versions": versions(),
-        "workload": asdict(workload),
-        "repeat": repeat,
-        "results": results,
-        "left_out": [{"what": system.what, "system": system.name} for system in missing],
-    }
+        lab = Lab(Path(name), workload, repeat, say)
+        for task in tasks:
+            if task == "scale":
+                results, missing = measure_scale(lab, large_rows)
+            else:
+                results, missing = _measure_task(lab, task)
+            found[task] = {
+                "command": _command(task, workload, repeat, large_rows),
+                "machine": machine(),
+                "versions": versions(),
+                "workload": {
+                    "rows": workload.rows,
+                    "entities": workload.entities,
+                    "entity_rows": workload.entity_rows,
+                    "online_keys": workload.online_keys,
+                    "seed": workload.seed,
+                },
+                "repeat": repeat,
+                "results": results,
+                "left_out": missing,
+            }
+    return found
 
 
-def _measure_all(systems: list[System], folder: Path, repeat: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    expected = read_expected(folder)
-    prepared = set()
-    results = []
-    for system in systems:
-        if system.prepare is not None and system.prepare not in prepared:
-            in_process("prepare", folder, what=system.what, name=system.name)
-            prepared.add(system.prepare)
-        measured = in_process("measure", folder, what=system.what, name=system.name, repeat=repeat)
-        compare(expected[system.expected or system.what], measured.pop("digests"), system.label)
-        results.append({"task": system.task, "what": system.what, "system": system.name, **measured})
-        say(f"{system.label}: {duration(statistics.median(measured['seconds']))}")
-    return results
+def _measure_task(lab: Lab, task: str) -> tuple[list[Result], list[dict[str, str]]]:
+    """Results, and the systems left out, comparison by comparison."""
+    results, missing = [], []
+    comparisons: dict[str, list[System]] = {}
+    for system in all_systems():
+        if system.task == task:
+            lacking = system.lacks()
+            if lacking:
+                missing.append({"what": system.what, "system": system.name, "why": lacking})
+                lab.say(f"{system.label}: left out, {lacking}")
+            else:
+                comparisons.setdefault(system.what, []).append(system)
+    for systems in comparisons.values():
+        results += lab.measure([(system, lab.data(system.data)) for system in systems])
+    return results, missing
+
+
+def _command(task: str, workload: Workload, repeat: int, large_rows: int | None) -> str:
+    large = f" --large-rows {large_rows}" if task == "scale" and large_rows is not None else ""
+    return (
+        f"python -m benchmarks {task} --rows {workload.rows} --entities {workload.entities} "
+        f"--entity-rows {workload.entity_rows} --repeat {repeat}{large}"
+    )
 
 
 def machine() -> dict[str, Any]:

@@ -28,6 +28,7 @@ from featuredb.errors import (
     Problem,
     ReadOnlyError,
 )
+from featuredb.maintenance import CompactReport
 from featuredb.online.reader import OnlineReader
 from featuredb.online.response import OnlineArrays, OnlineResponse, Status
 from featuredb.schema import Alias, Entity, Feature, FeatureService, FeatureTable
@@ -45,6 +46,7 @@ __all__ = [
     "Change",
     "ClosedError",
     "Commit",
+    "CompactReport",
     "CorruptionError",
     "Database",
     "DefinitionError",

@@ -90,12 +90,15 @@ class Column:
     heap : Heap or None
         The distinct (or all) values of a string, bytes or list column. Of a list it holds the elements'
         bytes one after the other; of strings or bytes, first their number and then their lengths, u32 each.
+    filled : bool
+        Of floats: where null, `data` is NaN instead of zero. So are results of joins, which are to be converted.
     """
 
     dtype: DType
     data: NDArray[Any]
     valid: NDArray[np.bool_] | None = None
     heap: Heap | None = None
+    filled: bool = False
 
     def __len__(self) -> int:
         return len(self.data)
@@ -104,10 +107,10 @@ class Column:
     def null_count(self) -> int:
         return 0 if self.valid is None else int(len(self.valid) - np.count_nonzero(self.valid))
 
-    def take(self, rows: NDArray[Any]) -> Column:
+    def take(self, rows: NDArray[Any] | slice) -> Column:
         """The column at `rows` (positions, a mask or a slice)."""
         valid = None if self.valid is None else self.valid[rows]
-        return Column(self.dtype, self.data[rows], valid, self.heap)
+        return Column(self.dtype, self.data[rows], valid, self.heap, self.filled)
 
     def compact(self) -> Column:
         """The same column whose heap holds just the values in use, none twice-referenced values lost."""
@@ -159,7 +162,8 @@ def concat(parts: Sequence[Column]) -> Column:
     if any(part.valid is not None for part in parts):
         valid = np.concatenate([np.ones(len(p), np.bool_) if p.valid is None else p.valid for p in parts])
     if not dtype.is_variable:
-        return Column(dtype, np.concatenate([part.data for part in parts]), valid)
+        filled = all(part.filled or part.valid is None for part in parts)
+        return Column(dtype, np.concatenate([part.data for part in parts]), valid, filled=filled)
     heaps = [part.heap for part in parts if part.heap is not None]
     entries = np.cumsum([0, *map(len, heaps)])
     heap = Heap.concat(heaps)

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from featuredb.definitions import Definitions
 from featuredb.errors import ClosedError, DefinitionError, FeatureDBError, FileError, InputError, ReadOnlyError
 from featuredb.limits import MEMORY_MAP_SIZE_BYTES, QUERIES_HELD_MAX, WRITE_TIMEOUT_SECONDS
+from featuredb.maintenance import Maintenance
 from featuredb.online.few import FEW_ROWS_MAX, read_few
 from featuredb.online.keys import key_columns
 from featuredb.online.query import OnlineQuery, query_of
-from featuredb.online.reader import OnlineReader, check_threads, now_in_us, read_rows
+from featuredb.online.reader import OnlineReader, now_in_us, read_rows
 from featuredb.schema import Alias, FeatureService, Source, check_aliases
 from featuredb.snapshots import Snapshots
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
-from featuredb.storage.log import Commit, commits
-from featuredb.storage.manifest import discard_staged, read_manifest
+from featuredb.storage.manifest import discard_staged
+from featuredb.storage.moving import clear_left_mark, settle
 from featuredb.storage.registry import (
     Registry,
     StoredTable,
@@ -34,6 +35,7 @@ from featuredb.storage.registry import (
 )
 from featuredb.storage.rejected import RejectedRow, rejected_rows
 from featuredb.storage.segment import SegmentCache
+from featuredb.threads import check_threads
 
 if TYPE_CHECKING:
     from featuredb.offline.dictionary import KeyDictionary
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from featuredb.offline.training import TrainingSet
     from featuredb.online.response import OnlineResponse
     from featuredb.progress import Report
-    from featuredb.verify import VerifyReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def open_database(
     return Database(env, read_only=read_only, durable=durable, timeout=timeout, folder=folder)
 
 
-class Database(Definitions, Snapshots):
+class Database(Definitions, Snapshots, Maintenance):
     """One open featuredb file. Made by ``featuredb.open``; safe to use from several threads.
 
     Every call that writes is one atomic commit; every call that reads sees one commit, whole.
@@ -171,12 +172,18 @@ class Database(Definitions, Snapshots):
 
     def _registry(self, txn: ReadTxn) -> Registry:
         """The definitions in this transaction; decoded once for each version of them."""
+        return self._registry_with_state(txn)[1]
+
+    def _registry_with_state(self, txn: ReadTxn) -> tuple[bytes, Registry]:
         held, commit = self._definitions, txn.id()
         if held is None or held[0] != commit:
-            state = registry_state(txn)
+            seen = registry_state(txn)
+            state = seen if held is not None and held[1] == seen else settle(txn)
             known = held[2] if held is not None and held[1] == state else read_registry(txn)
+            # Where the file is marked and could not be left yet, the next call looks again.
+            commit = txn.id() if registry_state(txn) == state else -1
             held = self._definitions = (commit, state, known)
-        return held[2]
+        return held[1], held[2]
 
     @contextmanager
     def _snapshot(self) -> Iterator[tuple[ReadTxn, Registry]]:
@@ -191,6 +198,7 @@ class Database(Definitions, Snapshots):
             raise ReadOnlyError(f"{self.path} was opened read-only; open it with read_only=False to write")
         with self._env.writer(self._timeout):
             discard_staged(self._env)
+            clear_left_mark(self._env)
             yield
 
     def _dictionary(self, table: StoredTable) -> KeyDictionary:
@@ -449,6 +457,7 @@ class Database(Definitions, Snapshots):
         full_feature_names: bool = False,
         include_event_timestamps: bool = False,
         event_timestamp_column: str = "event_timestamp",
+        threads: int | None = None,
     ) -> TrainingSet:
         """Join features onto an entity dataframe, as they were at each row's event timestamp.
 
@@ -487,6 +496,8 @@ class Database(Definitions, Snapshots):
             Add a column ``table__event_timestamp`` for each table: when the row that was used happened.
         event_timestamp_column : str
             Column of `entity_df`, or without one of the result, with the timestamps.
+        threads : int, optional
+            Compute with at most so many threads; left out, with one for each core. The result is the same.
 
         Returns
         -------
@@ -532,6 +543,7 @@ class Database(Definitions, Snapshots):
             full_feature_names=full_feature_names,
             include_event_timestamps=include_event_timestamps,
             event_timestamp_column=event_timestamp_column,
+            threads=threads,
         )
 
     # --- serve --------------------------------------------------------------------------------
@@ -638,61 +650,11 @@ class Database(Definitions, Snapshots):
         asked = features if isinstance(features, FeatureService) else _names(features)
         aliases = check_aliases(aliases, "features")
 
-        def resolve(txn: ReadTxn) -> OnlineQuery:
-            return self._online_query(self._registry(txn), asked, aliases, full_feature_names)
+        def resolve(txn: ReadTxn) -> tuple[bytes, OnlineQuery]:
+            state, registry = self._registry_with_state(txn)
+            return state, self._online_query(registry, asked, aliases, full_feature_names)
 
         return OnlineReader(self._env, resolve, registry_state)
-
-    # --- look after ---------------------------------------------------------------------------
-
-    def info(self) -> dict[str, Any]:
-        """Facts about the file: sizes in bytes, the last commit, and for each table rows, segments and keys."""
-        from featuredb.info import database_info
-
-        with self._snapshot() as (txn, registry):
-            return database_info(self._env, txn, registry, self._cache)
-
-    def log(self) -> list[Commit]:
-        """Every commit, oldest first."""
-        with self._snapshot() as (txn, _):
-            return list(commits(txn))
-
-    def verify(self) -> VerifyReport:
-        """Check the whole file: checksums, structure, order, and that online equals history's latest.
-
-        Returns
-        -------
-        VerifyReport
-            ``ok``, and everything found; it does not raise on damage.
-        """
-        from featuredb.verify import verify_database
-
-        self._check_open()
-        with self._env.read() as txn:
-            return verify_database(txn)
-
-    def backup(self, path: str | os.PathLike[str]) -> None:
-        """Write a consistent, compacted copy to a new file while others read and write.
-
-        Raises
-        ------
-        FileError
-            If `path` exists or cannot be written.
-        """
-        self._check_open()
-        if not isinstance(path, str | os.PathLike):
-            raise FileError(f"path must be a str or a path, not {path!r}")
-        self._env.copy(os.fsdecode(path), compact=True)
-
-    def compact(self) -> None:
-        """Merge every table's segments, so that replaced rows are gone; free pages are used again."""
-        from featuredb.offline.merge import merge_all
-
-        with self._writer():
-            with self._snapshot() as (txn, registry):
-                chosen = [table for table in registry.tables.values() if read_manifest(txn, table.id).segments]
-            for table in chosen:
-                merge_all(self._env, self._cache, table, durable=self._durable)
 
 
 def _release(env: Env, folder: str | None, pid: int) -> None:

@@ -11,7 +11,7 @@ from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.log import last_commit
 from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pinned_manifests, read_manifest
 from featuredb.storage.registry import Registry, StoredTable
-from featuredb.storage.segment import SegmentCache
+from featuredb.storage.segment import SegmentCache, SegmentInfo
 from featuredb.storage.snapshots import SnapshotTxn, snapshots
 
 
@@ -58,15 +58,9 @@ def _snapshots(txn: ReadTxn, cache: SegmentCache) -> dict[str, Any]:
 
 
 def _table(txn: ReadTxn, table: StoredTable, cache: SegmentCache) -> dict[str, Any]:
-    manifest = read_manifest(txn, table.id)
+    manifest, space = read_manifest(txn, table.id), KeySpace(table.space_id)
     infos = [cache.reader(txn, table.id, ref).info for ref in manifest.segments]
     names = {number: name for name, number in table.feature_ids.items()}
-    encodings: dict[str, list[str]] = {}
-    for info in infos:
-        for column in info.columns.values():
-            if column.id in names:
-                found = encodings.setdefault(names[column.id], [])
-                found.extend([column.encoding] if column.encoding not in found else [])
     return {
         "entities": list(table.definition.entities),
         "features": {feature.name: feature.dtype for feature in table.definition.features},
@@ -76,7 +70,17 @@ def _table(txn: ReadTxn, table: StoredTable, cache: SegmentCache) -> dict[str, A
         "bytes": sum(info.nbytes for info in infos),
         "event_min_us": min((info.event_min for info in infos), default=None),
         "event_max_us": max((info.event_max for info in infos), default=None),
-        "entity_keys_in_key_space": KeySpace(table.space_id).count(txn),
+        "entity_keys_in_key_space": space.count(txn) - space.forgotten(txn),
         "online_keys": OnlineIndex(table).count(txn) if table.definition.online else None,
-        "encodings": encodings,
+        "encodings": {name: _encoding(infos, number) for number, name in names.items()},
+    }
+
+
+def _encoding(infos: list[SegmentInfo], feature: int) -> dict[str, Any]:
+    """How a feature is stored: its encodings, and what a value takes with its share of validity bits and heaps."""
+    stored = [(info.rows, info.columns[feature]) for info in infos if feature in info.columns]
+    rows = sum(rows for rows, _ in stored)
+    return {
+        "encodings": list(dict.fromkeys(column.encoding for _, column in stored)),
+        "bits_per_value": 8 * sum(column.nbytes for _, column in stored) / rows if rows else None,
     }

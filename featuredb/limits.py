@@ -67,6 +67,15 @@ CHUNK_BYTES_TARGET: Final = 1 << 22
 CHUNK_BYTES_MAX: Final = 1 << 30
 CHUNK_ROWS_MAX: Final = 1 << 19
 SEGMENT_ROWS_MAX: Final = 1 << 25
+# Decimals are stored as integers of a magnitude below the second, over ten to the power of at most the first: both
+# are exact as floats, so that a quotient is rounded once.
+DECIMAL_EXPONENT_MAX: Final = 15
+DECIMAL_INTEGER_MAX: Final = 1 << 51
+# Packed values must take less than plain ones by this share, or they are stored plain, which is faster to read.
+PACKED_SAVING_MIN: Final = 1 / 16
+# A transaction holds what it writes in memory until it ends, and then waits for the disk: while a long segment is
+# encoded, it is written in transactions of this size.
+STAGE_BYTES: Final = 1 << 26
 # A segment is merged with its neighbours of like size once this many have gathered.
 MERGE_FANOUT: Final = 4
 # A segment with more than this share of replaced rows is rewritten.

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from featuredb.storage.env import Env, WriteTxn
+from featuredb.storage.moving import settle
 from featuredb.storage.registry import read_registry
 from featuredb.storage.segment import SegmentCache
 from featuredb.storage.snapshots import (
@@ -76,6 +77,7 @@ class Snapshots:
         """Every snapshot, oldest first."""
         self._check_open()
         with self._env.read() as txn:
+            settle(txn)
             return snapshots(txn)
 
     def drop_snapshot(self, name: str) -> None:
@@ -105,6 +107,7 @@ class Snapshots:
 
         self._check_open()
         with self._env.read() as txn:
+            settle(txn)
             snapshot, definitions = find_snapshot(txn, name)
         base, owner = (self._env.base, self._env.owner) if isinstance(self._env, SnapshotEnv) else (self._env, self)
         env = SnapshotEnv(base, owner, snapshot, definitions)

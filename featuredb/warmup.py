@@ -7,7 +7,7 @@ import numpy as np
 from featuredb.database import open_database
 from featuredb.schema import Entity, Feature, FeatureTable
 
-_FEATURES = ("bool", "int16", "float32", "float64", "string")
+_FEATURES = ("bool", "int16", "int64", "float32", "float64", "string")
 _VECTOR = "float32[3]"
 
 
@@ -21,6 +21,7 @@ def warmup() -> int:
     True
     """
     from featuredb.offline import kernels
+    from featuredb.online import kernels as online_kernels
 
     with open_database(":memory:") as db:
         features = [*(Feature(name, name) for name in _FEATURES), Feature("vector", _VECTOR)]
@@ -36,10 +37,11 @@ def warmup() -> int:
             del rows["string"]
             db.ingest(table, rows | {"event_timestamp": times + np.timedelta64(2, "s")}, partial=True)
             # Few keys are looked up in the tree, many in the hashed dictionary.
-            for repeats in (1, 1000):
+            for repeats in (1, 3000):
                 left = {entity: np.repeat(keys, repeats), "event_timestamp": np.repeat(times, repeats)}
-                db.get_historical_features(
-                    left, [f"{table}:{name}" for name in (*_FEATURES, "vector")], known_at=times[1]
-                ).to_numpy()
+                references = [f"{table}:{name}" for name in (*_FEATURES, "vector")]
+                db.get_historical_features(left, references, known_at=times[1]).to_numpy()
+                db.get_online_features(references, {entity: left[entity]})
         db.materialize()
-    return sum(len(kernel.signatures) for kernel in vars(kernels).values() if hasattr(kernel, "signatures"))
+    functions = [*vars(kernels).values(), *vars(online_kernels).values()]
+    return sum(len(function.signatures) for function in functions if hasattr(function, "signatures"))

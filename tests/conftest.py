@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # So that tests can import `oracle` and `strategies` whatever the import mode.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,6 +18,8 @@ import featuredb as fdb
 # The first example compiles kernels, so time limits of single examples say nothing.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=_SLOW, derandomize=True)
+# For `mutations.py`, where any failure will do.
+settings.register_profile("faults", settings.get_profile("ci"), phases=[Phase.generate])
 _LONG = int(os.environ.get("FEATUREDB_EXAMPLES", "3000"))
 settings.register_profile("long", max_examples=_LONG, deadline=None, suppress_health_check=_SLOW)
 settings.load_profile(os.environ.get("FEATUREDB_PROFILE", "ci"))

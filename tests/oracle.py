@@ -73,6 +73,15 @@ class Table:
             [row for row in self.history if (start is None or row.event >= start) and (end is None or row.event <= end)]
         )
 
+    def forget(self, keys: list[Key], places: list[int]) -> None:
+        """No row is left of the keys that have, at `places`, the values of one of `keys`."""
+
+        def stays(row: Row) -> bool:
+            return not any(same_key(tuple(row.key[place] for place in places), key) for key in keys)
+
+        self.history = list(filter(stays, self.history))
+        self.online = list(filter(stays, self.online))
+
     def serve(self, rows: list[Row]) -> None:
         """Keep, of each key, the greatest row; of two that are one, that of the later commit."""
         for row in rows:

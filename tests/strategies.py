@@ -89,8 +89,8 @@ def to_datetime(us: int | None) -> datetime | None:
 
 
 def to_us(moment: datetime) -> int:
-    """An aware datetime as microseconds."""
-    return (moment - EPOCH) // timedelta(microseconds=1)
+    """A datetime as microseconds; a naive one is UTC."""
+    return (moment.replace(tzinfo=moment.tzinfo or UTC) - EPOCH) // timedelta(microseconds=1)
 
 
 def _python(dtype: str, values: list[Any]) -> list[Any]:
@@ -168,8 +168,11 @@ def small_batches(patch: pytest.MonkeyPatch, rows: int) -> None:
 def tiny_limits(patch: pytest.MonkeyPatch) -> None:
     """Make a few rows reach what only large data does: many chunks, blocks, tiers, threads, evictions."""
     for name, value in {
-        "storage.segment_writer.CHUNK_ROWS_MAX": 4,
-        "storage.segment_writer.CHUNK_BYTES_TARGET": 32,
+        "storage.encode.CHUNK_ROWS_MAX": 4,
+        "storage.encode.CHUNK_BYTES_TARGET": 32,
+        "storage.packing.PACKED_SAVING_MIN": -1000,
+        "storage.packing.CHUNK_ROWS_MAX": 3,
+        "storage.packing._SAMPLE_ROWS": 2,
         "storage.segment.SEGMENTS_HELD_MAX": 1,
         "storage.keyspace.KEYS_PER_BLOCK": 2,
         "offline.dictionary.KEYS_PER_BLOCK": 2,
@@ -318,9 +321,10 @@ def ingest(
 # --- strategies -----------------------------------------------------------------------------------
 
 
-def values(dtype: str) -> st.SearchStrategy[Any]:
-    """Values of a dtype, nulls among them."""
-    return st.sampled_from([None, *POOLS[dtype]])
+def values(features: dict[str, str], number: int) -> dict[str, Any]:
+    """A value or null for each feature. Their pools differ in length, so equal values do not go together."""
+    pools = {name: [None, *POOLS[dtype], None] for name, dtype in features.items()}
+    return {name: pool[(number + place) % len(pool)] for place, (name, pool) in enumerate(pools.items())}
 
 
 @st.composite
@@ -329,24 +333,31 @@ def rows(
 ) -> list[oracle.Row]:
     """Rows of one ingest: few keys, few times, repeats."""
     row = st.builds(
-        lambda key, event, made, vals: oracle.Row(
-            key, base + event, base + made if created else None, dict(zip(features, vals, strict=True))
+        lambda key, event, made, number: oracle.Row(
+            key, base + event, base + made if created else None, values(features, number)
         ),
         st.tuples(*map(st.sampled_from, pools)),
         st.integers(0, 8),
         st.integers(0, 3),
-        st.tuples(*map(values, features.values())),
+        st.integers(0, 131),
     )
     return draw(st.lists(row, max_size=most))
 
 
 @st.composite
 def tables(
-    draw: st.DrawFn, name: str, pools: dict[str, list[Any]], base: int, most_rows: int, created: bool | None
+    draw: st.DrawFn,
+    name: str,
+    pools: dict[str, list[Any]],
+    base: int,
+    most_rows: int,
+    created: bool | None,
+    wide: bool,
 ) -> TableCase:
-    """A table over some of the entities, in any order, and its ingests."""
-    entities = draw(st.permutations(list(pools)))[: draw(st.integers(1, len(pools)))]
+    """A table over some of the entities (if `wide`, all), in any order, and its ingests."""
+    entities = draw(st.permutations(list(pools)))[: len(pools) if wide else draw(st.integers(1, len(pools)))]
     dtypes = draw(st.lists(st.one_of(*map(st.sampled_from, (SCALARS, NESTED))), min_size=1, max_size=3))
+    dtypes = list(POOLS) if wide else dtypes
     features = {f"{name}_{place}": dtype for place, dtype in enumerate(dtypes)}
     max_age = draw(st.sampled_from([None, 1, 2, 3, 5, LONG_US]))
     batches = []
@@ -367,18 +378,27 @@ def near(stored: tuple[TableCase, oracle.Row], keys: dict[str, Any], place: int)
 
 @st.composite
 def cases(
-    draw: st.DrawFn, tables_max: int = 2, most_rows: int = 8, most_left: int = 12, created: bool | None = None
+    draw: st.DrawFn,
+    tables_max: int = 2,
+    most_rows: int = 8,
+    most_left: int = 12,
+    created: bool | None = None,
+    wide: bool = False,
 ) -> Case:
-    """Tables with history and entity rows to join with it."""
-    names = [f"e{place}" for place in range(draw(st.integers(1, 3)))]
-    entities = {name: draw(st.sampled_from(KEY_DTYPES)) for name in names}
+    """Tables with history and entity rows to join with it; if `wide`, the first has all dtypes as keys and features."""
+    names = [f"e{place}" for place in range(len(KEY_DTYPES) if wide else draw(st.integers(1, 3)))]
+    entities = {
+        name: dtype if wide else draw(st.sampled_from(KEY_DTYPES))
+        for name, dtype in zip(names, KEY_DTYPES, strict=False)
+    }
     pools = {
         name: draw(st.lists(st.sampled_from(POOLS[dtype]), min_size=1, max_size=3, unique=True))
         for name, dtype in entities.items()
     }
     base = draw(st.sampled_from(BASES_US))
     found = [
-        draw(tables(f"t{place}", pools, base, most_rows, created)) for place in range(draw(st.integers(1, tables_max)))
+        draw(tables(f"t{place}", pools, base, most_rows, created, wide and place == 0))
+        for place in range(draw(st.integers(1, tables_max)))
     ]
     # Any value of the dtype, so unknown keys as well, and nulls.
     keys = st.fixed_dictionaries(

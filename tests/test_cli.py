@@ -320,7 +320,7 @@ def test_verify_tells_that_the_file_is_right(loaded: str) -> None:
 
 def test_verify_exits_with_1_when_the_file_is_damaged(loaded: str) -> None:
     raw = bytearray(Path(loaded).read_bytes())
-    value = np.float64(9.5).tobytes()
+    value = np.float64(10.5).tobytes()  # online: history is packed
     place = raw.find(value)
     assert place > 0
     while place >= 0:
@@ -352,7 +352,24 @@ def test_compact_merges_segments_and_drops_replaced_rows(loaded: str) -> None:
     assert sums["segments"]["after"] == 2
     assert sums["replaced_rows"]["after"] == 0
     assert data("info", loaded)["feature_tables"]["weather"]["rows"] == 3
+    assert sums["file_bytes"]["after"] == os.path.getsize(loaded) < sums["file_bytes"]["before"]
     assert "segments" in text("compact", loaded)
+
+
+def test_forget_removes_keys_once_it_is_confirmed(loaded: str) -> None:
+    assert run("forget", loaded, "origin=JFK").exit_code == 1
+    assert data("info", loaded)["feature_tables"]["weather"]["rows"] == 3
+    report = data("forget", loaded, "origin=JFK", "origin=EWR", "--yes", "--json")
+    assert (report["keys_found"], report["keys_not_found"]) == (1, 1)
+    assert report["rows_removed"] == {"weather": 2}
+    assert data("log", loaded)[-1]["operation"] == "forget"
+    shown = text("forget", loaded, "carrier=a,b,number=2", "--table", "flight", "--yes")
+    assert shown == f"{loaded}: 1 key found, 0 not found, 1 row and 1 online value removed\n"
+    assert "'weather' has no entity 'carrier'" in failure("forget", loaded, "carrier=AA", "--table", "weather", "--yes")
+    message = failure("forget", loaded, "carrier=AA", "number=1", "--yes")
+    assert "is not a key of the entities of the first; write carrier=VALUE" in message
+    assert "number" in failure("forget", loaded, "nothing", "--yes")
+    assert "origin" in failure("forget", loaded, "nothing=1", "--yes")
 
 
 def test_snapshots_are_made_listed_read_and_dropped(loaded: str, tmp_path: Path) -> None:
@@ -480,7 +497,7 @@ def test_every_command_has_help_and_all_that_print_data_take_json() -> None:
         assert "--json" in text(name, "--help"), name
         assert command.help
     expected = {"info", "tables", "ingest", "join", "get", "log", "verify", "backup", "compact", "demo", "warmup"}
-    expected |= {"rejected", "snapshot", "snapshots", "drop-snapshot"}
+    expected |= {"rejected", "snapshot", "snapshots", "drop-snapshot", "forget"}
     assert set(main.commands) == expected
     assert fdb.__version__ in text("--version")
 

@@ -174,7 +174,8 @@ def test_compact_drops_the_values_of_removed_features() -> None:
     db.apply([fdb.Entity("k", "int64"), fdb.FeatureTable("t", ["k"], both)])
     rows = 2000
     times = np.full(rows, np.datetime64("2024-01-01", "us"))
-    db.ingest("t", {"k": np.arange(rows), "event_timestamp": times, "v": np.arange(rows) * 1.0, "w": np.ones(rows)})
+    values = np.random.default_rng(0).random((2, rows))
+    db.ingest("t", {"k": np.arange(rows), "event_timestamp": times, "v": values[0], "w": values[1]})
     db.apply(fdb.FeatureTable("t", ["k"], both[:1], max_age=timedelta(days=1)))
     before = db.info()["feature_tables"]["t"]["bytes"]
     db.compact()

@@ -394,7 +394,7 @@ def test_handles_of_one_file_are_counted(path: Path) -> None:
         lambda env: env.read(),
         lambda env: env.writer(0).__enter__(),
         lambda env: env.write(lambda txn: None),
-        lambda env: env.copy("y", False),
+        lambda env: env.copy("y"),
         lambda env: env.space(),
     ],
 )
@@ -661,7 +661,7 @@ def test_write_needs_the_lock_and_does_not_nest(env: Env) -> None:
         with pytest.raises(FeatureDBError, match="inside write"):
             env.write(lambda txn: env.write(lambda inner: None))
         with pytest.raises(FeatureDBError, match="inside write"):
-            env.write(lambda txn: env.copy(env.path + ".copy", False))
+            env.write(lambda txn: env.copy(env.path + ".copy"))
     put(env, (b"k", b"v"))
 
 
@@ -955,15 +955,14 @@ def test_space_counts_pages(env: Env, path: Path) -> None:
     assert space["readers"] >= 1
 
 
-@pytest.mark.parametrize("compact", [False, True])
-def test_a_copy_is_a_database_of_its_own(env: Env, path: Path, compact: bool) -> None:
+def test_a_copy_is_a_database_of_its_own(env: Env, path: Path) -> None:
     put(env, (b"k", b"v"), (b"big", b"v" * 1_000_000))
     with env.writer(1):
         env.write(lambda txn: txn.delete(b"big"))
     target = path.with_name("copy.fdb")
-    env.copy(str(target), compact)
+    env.copy(str(target))
     put(env, (b"k", b"later"))
-    assert (target.stat().st_size < 100_000) is compact
+    assert target.stat().st_size < 100_000
     copied = opened(target, create=False)
     assert value(copied, b"k") == b"v"
     put(copied, (b"k", b"mine"))
@@ -976,12 +975,12 @@ def test_a_copy_overwrites_nothing(env: Env, path: Path) -> None:
     target = path.with_name("precious")
     target.write_text("precious")
     with pytest.raises(FileError, match="exists already"):
-        env.copy(str(target), False)
+        env.copy(str(target))
     assert target.read_text() == "precious"
     with pytest.raises(FileError, match="nowhere"):
-        env.copy(str(path.parent / "nowhere" / "x.fdb"), False)
+        env.copy(str(path.parent / "nowhere" / "x.fdb"))
     with pytest.raises(FileError, match="exists already"):
-        env.copy(str(path), True)
+        env.copy(str(path))
     assert not list(path.parent.glob(".*"))
 
 

@@ -23,6 +23,7 @@ import lmdb
 import msgpack
 import numpy as np
 import pytest
+from xxh64 import xxh64
 
 import featuredb as fdb
 from featuredb import limits
@@ -76,7 +77,7 @@ EVERY = {f"f_{dtype}": dtype for dtype in VALUES}
 KEYED = {f"k_{dtype}": dtype for dtype in KEY_VALUES}
 PAIRS = {"amount": "float64", "note": "string", "old": "int16"}
 PAIRS_LATER = {"extra": "uint8", "amount": "float64", "note": "string"}
-NOTES = {"text": "string", "kind": "string", "nothing": "int8"}
+NOTES = {"text": "string", "kind": "string", "nothing": "int8", "price": "float64"}
 ENTITIES = {"user": "string", "day": "timestamp", "item": "int32", **KEYED}
 TABLES: dict[str, tuple[list[str], dict[str, str]]] = {
     "every": (["item"], EVERY),
@@ -113,13 +114,14 @@ def batches() -> Iterator[tuple[str, dict[str, str], list[Row]]]:
         row["text"] = None if number % 50 == 49 else f"note {number} " + "é" * (number % 3)
         row["kind"] = ("odd", "even", "")[number % 3]
         row["nothing"] = None
+        row["price"] = None if number % 9 == 0 else (number * 37 % 1000 - 500) / 100
     yield "notes", NOTES, notes
 
 
 def make_golden(path: Path, patch: pytest.MonkeyPatch) -> None:
     """Make a file with every dtype, encoding, layout and kind of record; chunks are small, so that it has many."""
-    patch.setattr("featuredb.storage.segment_writer.CHUNK_ROWS_MAX", 256)
-    patch.setattr("featuredb.storage.segment_writer.CHUNK_BYTES_TARGET", 4096)
+    patch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 256)
+    patch.setattr("featuredb.storage.encode.CHUNK_BYTES_TARGET", 4096)
 
     def define(name: str, features: dict[str, str], **options: Any) -> fdb.FeatureTable:
         return fdb.FeatureTable(name, TABLES[name][0], [fdb.Feature(*one) for one in features.items()], **options)
@@ -217,6 +219,8 @@ class TinyReader:
         """Key bytes by code, which the tree of keys must confirm."""
         keys: list[bytes] = []
         for block, raw in sorted(self.under(b"b" + struct.pack(">I", space)).items()):
+            if block == b"":
+                continue  # what was forgotten
             assert int.from_bytes(block, "big") * 512 == len(keys)
             assert zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little")
             (count,) = struct.unpack_from("<I", raw, 4)
@@ -224,7 +228,13 @@ class TinyReader:
             data = raw[8 + 4 * (count + 1) :]
             keys += [data[a:b] for a, b in pairwise(offsets)]
         tree = self.under(b"k" + struct.pack(">I", space))
-        assert tree == {key: struct.pack("<I", code) for code, key in enumerate(keys)}
+        packed = [struct.pack("<I", code) for code in range(len(keys))]
+        assert tree == {
+            key: code + struct.pack("<I", zlib.crc32(key + code)) for key, code in zip(keys, packed, strict=True) if key
+        }
+        marker = b"b" + struct.pack(">I", space)
+        generation, forgotten = self.record(marker) if marker in self.entries else (0, 0)
+        assert keys.count(b"") == forgotten >= generation
         return keys
 
     def key_values(self, key: bytes, dtypes: list[str]) -> list[Any]:
@@ -243,7 +253,7 @@ class TinyReader:
         return values
 
     def segment(self, table: int, ref: list[int]) -> Segment:
-        number, crc, rows, version, dead_count, dead_crc = ref
+        number, crc, rows, version, dead_count, dead_checksum = ref
         key = struct.pack(">IQ", table, number)
         assert zlib.crc32(self.entries[b"f" + key]) == crc
         zone, columns = self.record(b"f" + key)
@@ -251,7 +261,7 @@ class TinyReader:
         dead = []
         if dead_count:
             raw = self.entries[b"h" + key + struct.pack(">IIB", DEAD, version, DATA)]
-            assert (len(raw), zlib.crc32(raw)) == (4 * dead_count, dead_crc)
+            assert (len(raw), xxh64(raw)) == (4 * dead_count, dead_checksum)
             dead = np.frombuffer(raw, "<i4").tolist()
         return Segment(self, b"h" + key, zone, {column[0]: column[1:] for column in columns}, dead)
 
@@ -277,7 +287,7 @@ class TinyReader:
         """What `expected_of` gives."""
         out = {}
         for name, table in self.definitions(b"t").items():
-            keys = [self.key_values(key, table["key_dtypes"]) for key in self.keys(table["space"])]
+            keys = [self.key_values(key, table["key_dtypes"]) if key else None for key in self.keys(table["space"])]
             history = []
             _, refs = self.record(b"m" + struct.pack(">I", table["id"]))
             for ref in refs:
@@ -308,28 +318,57 @@ class Segment:
         self.reader, self.prefix, self.columns, self.dead = reader, prefix, columns, dead
         self.rows, *self.zone = zone
 
-    def chunk(self, column: int, chunk: int, part: int, dtype: str) -> np.ndarray[Any, Any] | None:
-        refs = {(one, which): (size, crc) for one, which, size, crc in self.columns[column][-1]}
+    def raw(self, column: int, chunk: int, part: int) -> bytes | None:
+        refs = {(one, which): (size, checksum) for one, which, size, checksum in self.columns[column][-1]}
         if (chunk, part) not in refs:
             return None
         raw = self.reader.entries[self.prefix + struct.pack(">IIB", column, chunk, part)]
-        assert (len(raw), zlib.crc32(raw)) == refs[chunk, part]
+        assert (len(raw), xxh64(raw)) == refs[chunk, part]
+        return raw
+
+    def array(self, column: int, chunk: int, part: int, dtype: str) -> np.ndarray[Any, Any]:
+        raw = self.raw(column, chunk, part)
+        assert raw is not None
         return np.frombuffer(raw, dtype)
 
     def chunks(self, column: int) -> range:
         return range(-(-self.rows // self.columns[column][2]))
 
+    def integers(self, column: int, chunk: int) -> list[int]:
+        """The packed integers of a chunk, modulo 2**64."""
+        _, _, chunk_rows, _, width, base, _, _ = self.columns[column]
+        rows = min(chunk_rows, self.rows - chunk * chunk_rows)
+        stream = 0
+        if width:
+            raw = self.raw(column, chunk, DATA)
+            assert raw is not None
+            assert len(raw) == 8 * ((rows * width + 63) // 64 + 1)
+            stream = int.from_bytes(raw, "little")
+            assert stream < 1 << rows * width
+        return [((stream >> row * width) % (1 << width) + base) % (1 << 64) for row in range(rows)]
+
+    def scalars(self, column: int, chunk: int) -> list[Any]:
+        """The values of a plain or packed chunk, whatever stands under nulls."""
+        dtype, encoding, _, _, _, _, exponent, _ = self.columns[column]
+        if encoding == "plain":
+            return list(self.array(column, chunk, DATA, WIDTHS[dtype]))
+        assert encoding == "packed"
+        integers = self.integers(column, chunk)
+        if dtype == "uint64":
+            return [np.uint64(one) for one in integers]
+        signed = [one - (1 << 64) if one >> 63 else one for one in integers]
+        if dtype.startswith("float"):
+            return [np.dtype(WIDTHS[dtype]).type(one / 10.0**exponent) for one in signed]
+        return [np.dtype(WIDTHS[dtype]).type(one) for one in signed]
+
     def system(self, column: int) -> list[int]:
-        dtype, encoding, _, _, constant, refs = self.columns[column]
-        if encoding == "constant":
-            return [constant] * self.rows
-        width = {"int64": "<i8", "int32": "<i4"}[dtype]
-        return [value for chunk in range(len(refs)) for value in self.chunk(column, chunk, DATA, width).tolist()]
+        if column in (CODES, STARTS):
+            chunks = range(len(self.columns[column][-1]))
+            return [value for chunk in chunks for value in self.array(column, chunk, DATA, "<i4").tolist()]
+        return [int(value) for chunk in self.chunks(column) for value in self.scalars(column, chunk)]
 
     def codes(self) -> list[int]:
         codes, starts = self.system(CODES), self.system(STARTS)
-        if self.columns[CODES][1] == "constant":
-            codes = codes[:1]
         assert codes == sorted(set(codes))
         assert len(starts) == len(codes) + 1
         found = [code for code, a, b in zip(codes, starts[:-1], starts[1:], strict=True) for _ in range(a, b)]
@@ -342,24 +381,23 @@ class Segment:
     def feature(self, column: int, dtype: str) -> list[Any]:
         if column not in self.columns or self.columns[column][1] == "null":
             return [None] * self.rows
-        stored, encoding, chunk_rows, null_count, _, _ = self.columns[column]
+        stored, encoding, chunk_rows, null_count, *_ = self.columns[column]
         assert stored == dtype
         values: list[Any] = []
         for chunk in self.chunks(column):
             rows = min(chunk_rows, self.rows - chunk * chunk_rows)
-            if encoding == "plain":
-                part = list(self.chunk(column, chunk, DATA, WIDTHS[dtype]))
+            if encoding in ("plain", "packed"):
+                part = self.scalars(column, chunk)
             else:
                 heap = 0 if encoding == "dictionary" else chunk
-                offsets = self.chunk(column, heap, OFFSETS, "<u4").tolist()
-                data = self.chunk(column, heap, BYTES, "u1").tobytes()
+                offsets = self.array(column, heap, OFFSETS, "<u4").tolist()
+                data = self.array(column, heap, BYTES, "u1").tobytes()
                 part = [data[a:b] for a, b in pairwise(offsets)]
             if encoding == "dictionary":
-                width = self.chunk(column, chunk, DATA, "u1").size // rows
-                part = [part[code] for code in self.chunk(column, chunk, DATA, f"<u{width}").tolist()]
+                part = [part[number] for number in self.integers(column, chunk)]
             assert len(part) == rows
-            bits = self.chunk(column, chunk, VALID, "u1")
-            valid = [True] * rows if bits is None else np.unpackbits(bits, bitorder="little")[:rows].tolist()
+            bits = self.raw(column, chunk, VALID)
+            valid = [bits is None or bool(bits[row // 8] >> row % 8 & 1) for row in range(rows)]
             values += [plain(value, dtype) if is_valid else None for value, is_valid in zip(part, valid, strict=True)]
         assert values.count(None) == null_count
         return values
@@ -446,7 +484,9 @@ def test_a_reader_written_from_the_specification_reads_the_golden_file(golden: P
 def test_the_golden_file_has_every_encoding(golden: Path) -> None:
     reader = TinyReader(golden)
     columns = [column for key in reader.under(b"f") for column in reader.record(b"f" + key)[1]]
-    assert {column[2] for column in columns} == {"plain", "constant", "null", "dictionary", "heap"}
+    assert {column[2] for column in columns} == {"packed", "plain", "null", "dictionary", "heap"}
+    assert {column[5] > 0 for column in columns if column[2] == "packed"} == {True, False}
+    assert any(column[7] for column in columns), "no column of decimals"
     assert {part for column in columns for _, part, _, _ in column[-1]} == {DATA, VALID, OFFSETS, BYTES}
     assert max(chunk for column in columns for chunk, *_ in column[-1]) >= 2
     table = reader.definitions(b"t")["pairs"]
@@ -465,6 +505,27 @@ def test_what_is_written_today_is_what_the_specification_says(
     make_golden(tmp_path / "fresh.fdb", monkeypatch)
     assert TinyReader(tmp_path / "fresh.fdb").tables() == expected
     assert expected == expected_of()
+
+
+def test_a_forgotten_key_is_as_the_specification_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[str, Any]
+) -> None:
+    path = tmp_path / "fresh.fdb"
+    make_golden(path, monkeypatch)
+    users, items = ["a", "é"], [0, 3, ITEMS - 1]
+    with fdb.open(path) as db:
+        db.forget({"user": users})
+        db.forget({"item": items}, tables=["notes"])
+        db.forget({"item": items})
+        db.compact()
+    for name, place, gone in (("pairs", 0, users), ("every", 0, items), ("notes", 0, items)):
+        for kind in ("history", "online"):
+            expected[name][kind] = [row for row in expected[name][kind] if row[0][place] not in gone]
+    reader = TinyReader(path)
+    assert reader.tables() == expected
+    assert [reader.record(b"b" + key) for key in reader.under(b"b") if len(key) == 4] == [[2, 3], [1, 4]]
+    assert len(reader.record(b"d#")) == 2
+    assert [commit[1] for commit in reader.commits().values()].count("forget") == 3
 
 
 @pytest.mark.parametrize("name", [name for name in vars(limits) if name.startswith("NS_")])

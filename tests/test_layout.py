@@ -31,6 +31,7 @@ LEVELS = {
     "offline": 7,
     "progress": 7,
     "info": 7,
+    "maintenance": 7,
     "definitions": 7,
     "snapshots": 7,
     "verify": 8,
@@ -113,7 +114,7 @@ def test_each_dependency_is_imported_where_it_belongs(path: Path) -> None:
 
 def test_lmdb_has_one_importer() -> None:
     importers = {path.name for path in FILES if any(module.partition(".")[0] == "lmdb" for module, _ in imports(path))}
-    assert importers == {"env.py"}
+    assert importers == {"engine.py"}
 
 
 def test_kernels_import_nothing_of_ours() -> None:

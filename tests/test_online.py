@@ -263,15 +263,6 @@ def test_materialize_twice_changes_nothing(db: fdb.Database) -> None:
     assert len(list(db.log())) == commits
 
 
-def test_a_table_that_is_not_online_serves_nothing(db: fdb.Database) -> None:
-    define(db, online=False)
-    assert observe(db, ("JFK", T0, 1.0, "x")).online_keys_updated == 0
-    try:
-        assert skies(db, "JFK") == [None]
-    except fdb.FeatureDBError as error:
-        assert "online" in str(error)  # noqa: PT017 (refusing is as good as finding nothing)
-
-
 def test_a_prepared_reader_sees_each_new_commit_and_definition(db: fdb.Database) -> None:
     define(db)
     observe(db, ("JFK", T0, 1.0, "a"))

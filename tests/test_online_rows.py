@@ -305,7 +305,7 @@ HOUR_US = 3_600_000_000
 
 
 def reader_of(env, *selections):
-    return OnlineReader(env, lambda txn: OnlineQuery(selections), lambda txn: 1)
+    return OnlineReader(env, lambda txn: (1, OnlineQuery(selections)), lambda txn: 1)
 
 
 def response_of(env, query, keys, now_us=NOW_US):
@@ -461,7 +461,8 @@ def test_equal_output_names_are_refused_together_with_the_remedy(env):
 def test_a_prepared_reader_sees_new_rows_and_new_definitions(env):
     old = stored_table(features=TEMP)
     current = [1, old, ["temp"]]
-    reader = OnlineReader(env, lambda txn: OnlineQuery([(current[1], current[2], current[2])]), lambda txn: current[0])
+    resolve = lambda txn: (current[0], OnlineQuery([(current[1], current[2], current[2])]))  # noqa: E731
+    reader = OnlineReader(env, resolve, lambda txn: current[0])
     assert reader.get("JFK") == {"temp": None}
     put(env, old, {"origin": ["JFK"]}, [1], {"temp": [1.0]})
     assert reader.get("JFK") == {"temp": 1.0}

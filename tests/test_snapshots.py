@@ -573,6 +573,16 @@ def test_the_hash_of_another_entity_dataframe_is_another(loaded: fdb.Database, c
     assert one != other
 
 
+def test_a_null_hashes_differently_from_a_zero(loaded: fdb.Database) -> None:
+    found = {
+        loaded.get_historical_features({"u": [1, key], "event_timestamp": ["2013-01-01", at]}, ["one:x"]).lineage[
+            "entity_df"
+        ]
+        for key, at in ((0, "1970-01-01"), (None, "1970-01-01"), (0, None), (None, None))
+    }
+    assert len(found) == 4
+
+
 def test_strings_that_are_cut_elsewhere_hash_differently(loaded: fdb.Database) -> None:
     found = {
         loaded.get_historical_features(

@@ -316,7 +316,7 @@ def set_at(*places: int, value: Any) -> Callable[[list[Any]], None]:
     return change_record
 
 
-BAD_BOOL = Column(DTYPES["bool"], np.array([1, 7], np.uint8).view(np.bool_))
+BAD_BOOL = Column(DTYPES["bool"], np.array([0, 7], np.uint8).view(np.bool_))
 BAD_TEXT = Column(DTYPES["string"], np.array([0, 1], np.int32), None, Heap.of([b"\xc3", b"\xa9"]))
 BAD_TIME = Column(DTYPES["timestamp"], np.array([0, 1 << 62], np.int64))
 WRONG_DTYPE = Column(DTYPES["float32"], np.zeros(2, np.float32))
@@ -333,7 +333,18 @@ SEGMENTS: dict[str, tuple[Callable[..., None], str | None]] = {
     "the codes of its zone map": (add_segment(rows_of([0], [5]), other_descriptor(set_at(0, 4, value=3))), None),
     "its descriptor has 9 rows": (add_segment(rows_of([0], [5]), other_descriptor(set_at(0, 0, value=9))), None),
     "counts 1 nulls": (add_segment(rows_of([0], [5]), other_descriptor(set_at(1, 5, 4, value=1))), "temp"),
-    "its chunks are not those": (add_segment(rows_of([0], [5]), other_descriptor(set_at(1, 5, 6, value=[]))), "temp"),
+    "its chunks are not those": (
+        add_segment(rows_of([0], [5]), other_descriptor(set_at(1, 5, 8, value=[[0, 0, 8, 1]]))),
+        "temp",
+    ),
+    "exponent are (65, 5, 1)": (add_segment(rows_of([0], [5]), other_descriptor(set_at(1, 5, 5, value=65))), "temp"),
+    "exponent are (0, 5, 16)": (add_segment(rows_of([0], [5]), other_descriptor(set_at(1, 5, 7, value=16))), "temp"),
+    "exponent are (0, 1, 1)": (add_segment(rows_of([0], [5]), other_descriptor(set_at(1, 7, 7, value=1))), "wet"),
+    "exponent are (0, 1, 0)": (add_segment(rows_of([0], [5]), other_descriptor(set_at(1, 6, 6, value=1))), "note"),
+    "out of the range of its dtype": (
+        add_segment(rows_of([0], [5]), other_descriptor(set_at(1, 7, 6, value=2))),
+        "wet",
+    ),
     "its encoding is 'zip'": (add_segment(rows_of([0], [5]), other_descriptor(set_at(1, 5, 2, value="zip"))), "temp"),
     "replaced rows is out of order": (
         add_segment(
@@ -399,12 +410,17 @@ def test_a_record_that_contradicts_others_is_reported(path: Path, what: str) -> 
     assert not report.ok
 
 
+def with_checksum(key: bytes, code: bytes) -> bytes:
+    """The value of an entry `k`."""
+    return code + struct.pack("<I", zlib.crc32(key[5:] + code))
+
+
 def test_codes_that_are_swapped_between_keys_are_reported(path: Path) -> None:
     with raw(path) as txn:
         keys = [bytes(key) for key in txn.cursor().iternext(values=False) if bytes(key[:1]) == b"k"]
-        values = [txn.get(keys[0]), txn.get(keys[1])]
-        txn.put(keys[0], values[1])
-        txn.put(keys[1], values[0])
+        codes = [bytes(txn.get(key)[:4]) for key in keys[:2]]
+        for key, code in zip(keys[:2], reversed(codes), strict=True):
+            txn.put(key, with_checksum(key, code))
     found(verified(path), "keys of tree and blocks differ, the first at code 0")
 
 
@@ -416,7 +432,7 @@ def test_a_key_that_is_not_text_is_reported(path: Path) -> None:
         prefix = struct.pack(">I", space)
         txn.put(b"b" + prefix + bytes(4), struct.pack("<I", zlib.crc32(body)) + body)
         txn.delete(b"k" + prefix + b"z\0")
-        txn.put(b"k" + prefix + b"\xff\0", struct.pack("<I", 6))
+        txn.put(name := b"k" + prefix + b"\xff\0", with_checksum(name, struct.pack("<I", 6)))
 
     change(path, work)
     found(verified(path), "entity origin: a string is not valid UTF-8")

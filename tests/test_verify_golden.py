@@ -236,11 +236,11 @@ def test_a_wrong_zone_map_is_reported(golden: fdb.Database, place: int) -> None:
 
 
 @pytest.mark.parametrize("column", range(8))
-@pytest.mark.parametrize("fact", [2, 3, 6])
+@pytest.mark.parametrize("fact", [2, 3, 5, 6, 7, 8])
 def test_a_descriptor_that_contradicts_itself_is_reported_and_not_raised(
     golden: fdb.Database, column: int, fact: int
 ) -> None:
-    wrong: dict[int, Any] = {2: "heap", 3: 0, 6: [[7, 9, 1, 1]]}
+    wrong: dict[int, Any] = {2: "heap", 3: 0, 5: 66, 6: 1 << 63, 7: -1, 8: [[7, 9, 1, 1]]}
     redescribe(golden, "every", lambda _, columns: columns[column].__setitem__(fact, wrong[fact]))
     assert {place[:2] for place in places(golden.verify())} == {("every", 1)}
 

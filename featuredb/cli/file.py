@@ -196,10 +196,10 @@ def backup(file: str, dest: str, as_json: bool) -> None:
 @file_argument
 @json_option
 def compact(file: str, as_json: bool) -> None:
-    """Merge segments so that replaced rows are gone. The file does not shrink: freed pages are used again."""
+    """Merge segments and write the file anew, so that it is as small as can be and has nothing of what is gone."""
     with fdb.open(file, create=False) as db:
         before = db.info()["feature_tables"]
-        db.compact()
+        report = db.compact()
         after = db.info()["feature_tables"]
     sums = {
         key: {
@@ -208,12 +208,13 @@ def compact(file: str, as_json: bool) -> None:
         }
         for key in ("segments", "replaced_rows", "bytes")
     }
+    sums["file_bytes"] = {"before": report.bytes_before, "after": report.bytes_after}
     if as_json:
         print_json(sums)
         return
-    segments, replaced, nbytes = sums["segments"], sums["replaced_rows"], sums["bytes"]
+    segments, replaced = sums["segments"], sums["replaced_rows"]
     click.echo(
         f"{file}: {segments['before']} -> {count(segments['after'], 'segment')}, "
         f"{replaced['before'] - replaced['after']:,} replaced rows removed, "
-        f"{size(nbytes['before'])} -> {size(nbytes['after'])} of history"
+        f"{size(report.bytes_before)} -> {size(report.bytes_after)}"
     )

@@ -45,6 +45,8 @@ _OUTPUT_SUFFIXES = (".parquet", ".pq", ".csv")
 @click.option("--known-at", metavar="TIME|COLUMN", help="Use only what was known by then.")
 @click.option("--event-timestamp-column", metavar="COLUMN", default="event_timestamp", show_default=True)
 @click.option("--include-event-timestamps", is_flag=True, help="Add TABLE__event_timestamp for each table.")
+@click.option("--threads", metavar="N", type=int, help="Use at most N threads instead of one for each core.")
+@click.option("--explain", is_flag=True, help="Tell what was searched and read, how, and in what time.")
 @at_option
 @json_option
 def join(
@@ -57,6 +59,8 @@ def join(
     known_at: str | None,
     event_timestamp_column: str,
     include_event_timestamps: bool,
+    threads: int | None,
+    explain: bool,
     at: str | None,
     as_json: bool,
 ) -> None:
@@ -80,15 +84,19 @@ def join(
             full_feature_names=full_feature_names,
             include_event_timestamps=include_event_timestamps,
             event_timestamp_column=event_timestamp_column,
+            threads=threads,
         )
         rows = _write_csv(training, out) if out.lower().endswith(".csv") else training.to_parquet(out)
         commit = training.commit_id
     seconds = time.perf_counter() - began
     nbytes = os.path.getsize(out)
     if as_json:
-        print_json({"rows": rows, "out": out, "bytes": nbytes, "commit_id": commit, "seconds": seconds})
-    else:
-        click.echo(f"{out}: {count(rows, 'row')}, {size(nbytes)}, joined at commit {commit} in {seconds:.2f} s")
+        explained = {"explain": training.explain().to_dict()} if explain else {}
+        print_json({"rows": rows, "out": out, "bytes": nbytes, "commit_id": commit, "seconds": seconds, **explained})
+        return
+    click.echo(f"{out}: {count(rows, 'row')}, {size(nbytes)}, joined at commit {commit} in {seconds:.2f} s")
+    if explain:
+        click.echo(str(training.explain()))
 
 
 def _refuse_nested(db: Database, wanted: str | Sequence[str]) -> None:
@@ -181,7 +189,7 @@ def _entities(db: Database, wanted: str | Sequence[str]) -> dict[str, str]:
     }
 
 
-def parse_keys(keys: Sequence[str], entities: Mapping[str, str]) -> dict[str, list[Any]]:
+def parse_keys(keys: Sequence[str], entities: Mapping[str, str], of: str = "these features") -> dict[str, list[Any]]:
     """The keys as a list of values for each entity; an `InputError` lists every problem of all keys."""
     from featuredb.frames import as_column
     from featuredb.frames.arrays import to_pylist
@@ -195,7 +203,7 @@ def parse_keys(keys: Sequence[str], entities: Mapping[str, str]) -> dict[str, li
         parts = [part.partition("=") for part in separator.split(key)]
         values = {name: value for name, _, value in parts}
         if len(values) != len(parts) or set(values) != set(entities) or not all(equals for _, equals, _ in parts):
-            problems.append(Problem(f"is not a key of these features; write {form}", None, row, repr(key)))
+            problems.append(Problem(f"is not a key of {of}; write {form}", None, row, repr(key)))
             continue
         for name, value in values.items():
             texts[name].append(value)

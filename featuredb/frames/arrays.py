@@ -68,7 +68,7 @@ def _filled(column: Column, valid: NDArray[np.bool_] | None) -> NDArray[Any]:
     if column.dtype.is_variable:
         return _objects(column, valid)
     data = column.data.view("M8[us]") if column.dtype.name == "timestamp" else column.data
-    if valid is None or not (column.dtype.is_float or column.dtype.name == "timestamp"):
+    if valid is None or column.filled or not (column.dtype.is_float or column.dtype.name == "timestamp"):
         return data
     return np.where(valid, data, data.dtype.type("NaT" if data.dtype.kind == "M" else "nan"))
 
@@ -267,7 +267,7 @@ def _within_offsets(column: Column, valid: NDArray[np.bool_] | None) -> Iterator
         places = column.data if valid is None else column.data[valid]
         if int(lengths[places].sum()) > _ARROW_BYTES_MAX:
             half = len(column) // 2
-            for part in (column.take(slice(0, half)), column.take(slice(half, None))):  # type: ignore[arg-type]
+            for part in (column.take(slice(0, half)), column.take(slice(half, None))):
                 yield from _within_offsets(part, _valid(part))
             return
     yield column

@@ -19,25 +19,28 @@ from featuredb.errors import Problem, input_error
 from featuredb.frames import RowProblems, TableInput
 from featuredb.limits import INGEST_BATCH_ROWS, INGEST_MEMORY_ROWS, REJECTIONS_KEPT_MAX
 from featuredb.offline import kernels
-from featuredb.offline.dictionary import KeyDictionary, factorize
+from featuredb.offline.chunks import chunks_to_search, event_chunk, system_chunk
+from featuredb.offline.dictionary import KeyDictionary
+from featuredb.offline.gather import Gatherer
 from featuredb.offline.latest import Latest
 from featuredb.offline.merge import live_dtypes
 from featuredb.offline.partial import fill_from_history, fill_from_online
 from featuredb.offline.prepare import Prepared, prepare, source_columns, within
 from featuredb.offline.rows import last_of_each, same_rows, sort_rows
-from featuredb.offline.search import Found, Gatherer, Query, chunks_to_search, event_chunk, system_chunk
+from featuredb.offline.search import Found
 from featuredb.online.index import OnlineIndex
 from featuredb.progress import Report
 from featuredb.schema import DTYPES, Source
-from featuredb.storage.env import Env, WriteTxn
+from featuredb.storage.encode import taken
+from featuredb.storage.env import Env, ReadTxn, WriteTxn
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.log import append_commit, last_commit
-from featuredb.storage.manifest import SegmentRef, discard_staged, read_manifest, stage_segment, unstage, write_manifest
+from featuredb.storage.manifest import SegmentRef, discard_staged, read_manifest, unstage, write_manifest
 from featuredb.storage.pending import note_pending
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.rejected import RejectedRow, add_rejected, are_newest
 from featuredb.storage.segment import CREATED, SegmentCache, SegmentReader
-from featuredb.storage.segment_writer import Rows, write_dead, write_segment
+from featuredb.storage.segment_writer import Rows, stage_rows, uniform, write_dead, write_segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +226,8 @@ class Ingest:
         rejections, outcomes, whole = _Rejections(), _Outcome([], {}, Latest()), list[Problem]()
         read = outside = 0
         pending: Prepared | None = None
-        batch_rows = self._table.rows_within(INGEST_BATCH_ROWS if given.native is None else INGEST_MEMORY_ROWS)
+        staged_rows = self._table.rows_within(INGEST_BATCH_ROWS)
+        batch_rows = staged_rows if given.native is None else self._table.rows_within(INGEST_MEMORY_ROWS)
         for frame in given.batches(columns.names, batch_rows) if not problems else ():
             prepared, rejected, wrong, used = prepare(self._table, columns, frame, read)
             whole.extend(problem for problem in wrong if problem not in whole)
@@ -241,6 +245,10 @@ class Ingest:
             raise input_error(subject, [*whole, *rejections.problems.values()])
         updated, commit = 0, before
         if pending is not None:
+            if len(pending) > staged_rows:
+                # The commit is short then, and its rows are written while they are encoded.
+                self._stage(pending, commit_id, outcomes)
+                pending = pending.nothing()
             updated, commit = self._finish(pending, commit_id, outcomes, rejections.kept)
         return IngestReport(
             self._table.name,
@@ -265,12 +273,15 @@ class Ingest:
     # --- transactions -------------------------------------------------------------------------
 
     def _stage(self, batch: Prepared, commit_id: int, total: _Outcome) -> None:
-        """Write a batch that is not the last as a staged segment."""
-
-        def work(txn: WriteTxn) -> _Outcome:
-            return self._add(txn, batch, commit_id, staged=True)
-
-        self._take(self._env.write(work, durable=self._durable), total)
+        """Write a batch before the commit, as a staged segment."""
+        outcome, fresh, segment_id = self._env.write(
+            lambda txn: self._add(txn, batch, commit_id), durable=self._durable
+        )
+        if len(fresh):
+            ref = stage_rows(self._env, self._table.id, segment_id, fresh, durable=self._durable)
+            with self._env.read() as txn:
+                self._added(txn, outcome, ref)
+        self._take(outcome, total)
 
     def _take(self, outcome: _Outcome, total: _Outcome) -> None:
         self._segments, self._dead = tuple(outcome.segments), outcome.dead
@@ -284,7 +295,9 @@ class Ingest:
         rejected = [RejectedRow(commit_id, r.row, r.column, r.value, r.reason) for r in rejections]
 
         def work(txn: WriteTxn) -> tuple[_Outcome, int, int]:
-            outcome = self._add(txn, batch, commit_id, staged=False)
+            outcome, fresh, segment_id = self._add(txn, batch, commit_id)
+            if len(fresh):
+                self._added(txn, outcome, write_segment(txn, table_id, segment_id, fresh))
             updated = 0
             latest = outcome.latest.fold()
             if latest is not None:
@@ -330,47 +343,44 @@ class Ingest:
 
     # --- one batch ----------------------------------------------------------------------------
 
-    def _add(self, txn: WriteTxn, batch: Prepared, commit_id: int, *, staged: bool) -> _Outcome:
-        """Sort a batch, drop what history already holds, write the rest as a segment."""
+    def _add(self, txn: WriteTxn, batch: Prepared, commit_id: int) -> tuple[_Outcome, Rows, int]:
+        """Sort a batch and drop what history already holds: what is left to be written, and as which segment."""
         outcome = _Outcome(list(self._segments), dict(self._dead), self._latest)
+        next_ids = [read_manifest(txn, self._table.id).next_segment_id, *(ref.id + 1 for ref in outcome.segments)]
+        commit = uniform(commit_id, len(batch))
+        codes = taken(self._codes(txn, batch.keys), batch.number)
+        rows = sort_rows(Rows(codes, batch.event, batch.created, commit, batch.columns))
         if not len(batch):
-            return outcome
-        codes, number, distinct = self._codes(txn, batch.keys)
-        commit = np.full(len(batch), commit_id, dtype=np.int64)
-        rows, order = sort_rows(Rows(codes, batch.event, batch.created, commit, batch.columns))
+            return outcome, rows, 0
         outcome.repeated = len(batch) - len(rows)
+        numbers = batch.number if rows.places is None else batch.number[rows.places]
         if self._filled and self._to != "online":
             before = [
                 self._cache.reader(txn, self._table.id, ref) for ref in self._segments if ref.id in self._committed
             ]
-            rows = fill_from_history(before, rows, live_dtypes(self._table))
+            rows = fill_from_history(before, rows.gathered(), live_dtypes(self._table))
         if self._to != "offline" and self._table.definition.online:
             last = last_of_each(rows.codes)
-            outcome.latest = self._latest.add(rows.take(last), distinct.take(number[order[last]]))
+            outcome.latest = self._latest.add(rows.take(last), batch.keys.take(numbers[last]))
         if self._to == "online":
             outcome.ingested = len(rows)
-            return outcome
+            return outcome, rows.take(slice(0)), 0
         fresh = self._settle(txn, outcome, rows)
         outcome.ingested += len(fresh)
-        if len(fresh):
-            taken = [ref.id for ref in outcome.segments]
-            segment_id = max([read_manifest(txn, self._table.id).next_segment_id, *(number + 1 for number in taken)])
-            ref = write_segment(txn, self._table.id, segment_id, fresh)
-            outcome.nbytes = self._cache.reader(txn, self._table.id, ref).info.nbytes
-            outcome.segments.append(ref)
-            if staged:
-                stage_segment(txn, self._table.id, segment_id)
-        return outcome
+        return outcome, fresh, max(next_ids)
 
-    def _codes(self, txn: WriteTxn, keys: Heap) -> tuple[NDArray[np.int32], NDArray[np.int32], Heap]:
-        """The code of each row, the number of its key among the distinct ones, and those; new keys get codes."""
-        number, distinct = factorize(keys, self._table.key_dtypes)
+    def _added(self, txn: ReadTxn, outcome: _Outcome, ref: SegmentRef) -> None:
+        outcome.nbytes = self._cache.reader(txn, self._table.id, ref).info.nbytes
+        outcome.segments.append(ref)
+
+    def _codes(self, txn: WriteTxn, keys: Heap) -> NDArray[np.int32]:
+        """The code of each of the distinct keys; new ones get codes."""
         # The dictionary is asked before the new keys are added: what this transaction adds may be undone.
-        codes = self._dictionary.lookup(txn, distinct)
+        codes = self._dictionary.lookup(txn, keys)
         new = np.flatnonzero(codes < 0)
         if len(new):
-            codes[new] = self._space.append(txn, distinct.take(new))
-        return codes[number], number, distinct
+            codes[new] = self._space.append(txn, keys.take(new))
+        return codes
 
     def _settle(self, txn: WriteTxn, outcome: _Outcome, rows: Rows) -> Rows:
         """The rows that history lacks; stored rows that they replace are marked dead.
@@ -407,7 +417,7 @@ class Ingest:
                 outcome.dead[ref.id] = np.sort(np.concatenate([dead[alive], replaced]), kind="stable")
             if ref.id in outcome.dead and len(outcome.dead[ref.id]) == len(before):
                 del outcome.dead[ref.id]  # all of them live again
-        return rows if kept.all() else rows.take(kept)
+        return rows if kept.all() else rows.where(kept)
 
     def _stored_values(self, reader: SegmentReader, positions: NDArray[np.int32]) -> dict[int, Column]:
         dtypes = {f.name: DTYPES[f.dtype] for f in self._table.definition.features}
@@ -426,9 +436,8 @@ class _NothingToCommit(Exception):
 def at_positions(reader: SegmentReader, positions: NDArray[np.int32]) -> Found:
     """Rows of one segment at known positions, as a search would have found them."""
     rows = len(positions)
-    times = np.zeros(rows, dtype=np.int64)
-    query = Query(np.zeros(rows, dtype=np.int32), times, times, np.arange(rows), rows)
-    return Found(query, [reader], times, times, np.zeros(rows, dtype=np.int32), positions)
+    no_times = np.zeros(0, dtype=np.int64)
+    return Found([reader], np.arange(rows), np.zeros(rows, dtype=np.int32), positions, no_times, no_times)
 
 
 def find_stored(reader: SegmentReader, rows: Rows, dead: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -448,7 +457,7 @@ def find_stored(reader: SegmentReader, rows: Rows, dead: NDArray[np.int32]) -> N
         kernels.find_rows(
             rows.codes[part],
             rows.event[part],
-            rows.created[part],
+            np.ascontiguousarray(rows.created[part]),
             *index,
             first,
             event_chunk(reader, chunk),

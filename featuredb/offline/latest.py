@@ -37,10 +37,11 @@ class Latest:
 
 
 def _fold(earlier: tuple[Rows, Heap], later: tuple[Rows, Heap]) -> tuple[Rows, Heap]:
-    rows, order = sort_rows(concat_rows([earlier[0], later[0]]))
+    rows = sort_rows(concat_rows([earlier[0], later[0]]))
     last = last_of_each(rows.codes)
     kept = rows.take(last)
+    order = last if rows.places is None else rows.places[last]
     # Without the values of rows that are gone, the heaps stay as small as the rows.
     columns = {feature: column.compact() for feature, column in kept.columns.items()}
     rows = Rows(kept.codes, kept.event, kept.created, kept.commit, columns)
-    return rows, Heap.concat([earlier[1], later[1]]).take(order[last])
+    return rows, Heap.concat([earlier[1], later[1]]).take(order)

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from featuredb.columns import Column
 from featuredb.errors import InputError
 from featuredb.limits import ABSENT_US, TIMESTAMP_MAX_US
+from featuredb.offline.chunks import system_chunk
 from featuredb.offline.dictionary import KeyDictionary
+from featuredb.offline.gather import Gatherer
 from featuredb.offline.merge import live_dtypes
-from featuredb.offline.search import Found, Gatherer, Query, search, system_chunk
+from featuredb.offline.search import Found, Query, search
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.log import append_commit, last_commit
@@ -51,17 +53,13 @@ def latest(
     for reader in readers:
         found_codes = reader.entity_index()[0] if since_commit is None else _codes_since(reader, since_commit)
         codes = np.union1d(codes, found_codes).astype(np.int32)
-    rows = len(codes)
-    times = np.full(rows, TIMESTAMP_MAX_US if end_us is None else end_us, dtype=np.int64)
-    oldest = np.full(rows, ABSENT_US + 1 if start_us is None else start_us, dtype=np.int64)
-    found = search(readers, Query(codes, times, oldest, np.arange(rows), rows))
-    matched = found.segment >= 0
-    if matched.all():
-        return codes, found
-    kept = Query(codes[matched], times[matched], oldest[matched], np.arange(int(matched.sum())), int(matched.sum()))
-    return kept.codes, Found(
-        kept, readers, found.event[matched], found.created[matched], found.segment[matched], found.position[matched]
-    )
+    newest = TIMESTAMP_MAX_US if end_us is None else end_us
+    floor_us = ABSENT_US + 1 if start_us is None else start_us
+    times = np.full(len(codes), newest, dtype=np.int64)
+    query = Query(codes, np.arange(len(codes)), times, newest, newest, floor_us=floor_us)
+    found = search(readers, query, with_times=True)
+    matched = np.flatnonzero(found.position >= 0)
+    return codes[matched], found.take(matched)
 
 
 def latest_columns(table: StoredTable, found: Found) -> dict[str, Column]:

@@ -124,7 +124,7 @@ def _merge_round(txn: WriteTxn, cache: SegmentCache, table: StoredTable, chosen:
     kept = [ref for ref in manifest.segments if ref.id not in gone]
     parts = [part for part in parts if len(part)]
     if parts:
-        rows, _ = sort_rows(concat_rows(parts))
+        rows = sort_rows(concat_rows(parts))
         # The merged segment takes the place of the oldest: order in the manifest is age.
         ref = write_segment(txn, table.id, manifest.next_segment_id, rows)
         place = next(i for i, old in enumerate(manifest.segments) if old.id in gone)

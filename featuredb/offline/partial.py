@@ -13,17 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Heap
-from featuredb.limits import ABSENT_US
 from featuredb.offline import kernels
-from featuredb.offline.search import (
-    Found,
-    Gatherer,
-    Query,
-    chunks_to_search,
-    event_chunk,
-    prunable,
-    system_chunk,
-)
+from featuredb.offline.chunks import chunks_to_search, event_chunk, system_chunk
+from featuredb.offline.gather import Gatherer
+from featuredb.offline.search import Found, Query, pruned
 from featuredb.online.index import OnlineIndex
 from featuredb.schema import DType
 from featuredb.storage.env import ReadTxn
@@ -33,11 +26,13 @@ from featuredb.storage.segment_writer import Rows
 
 def search_before(readers: Sequence[SegmentReader], rows: Rows) -> Found:
     """For each of `rows`, the greatest live row of its key up to its (event, created), that one included."""
-    count = len(rows)
-    query = Query(rows.codes, rows.event, np.full(count, ABSENT_US + 1, dtype=np.int64), np.arange(count), count)
-    found = Found.nothing(query, readers)
+    places = np.arange(len(rows))
+    found = Found.nothing(readers, places)
+    if not len(rows):
+        return found
+    query = Query(rows.codes, places, rows.event, int(rows.event.min()), int(rows.event.max()))
     for number, reader in enumerate(readers):
-        if count and not prunable(reader, query):
+        if not pruned(reader, query):
             _search_segment(number, reader, rows, found)
     return found
 
@@ -51,7 +46,7 @@ def _search_segment(number: int, reader: SegmentReader, rows: Rows, found: Found
         kernels.find_before(
             rows.codes[part],
             rows.event[part],
-            rows.created[part],
+            np.ascontiguousarray(rows.created[part]),
             *index,
             first,
             event,

@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, Heap
 from featuredb.errors import Problem
-from featuredb.frames import Frame, RowProblems, TableInput, as_column
+from featuredb.frames import Converted, Frame, RowProblems, TableInput, as_column
 from featuredb.limits import ABSENT_US, KEY_BYTES_MAX, REJECTIONS_KEPT_MAX
+from featuredb.offline.dictionary import number_keys
 from featuredb.schema import DTYPES, Source
 from featuredb.storage.keys import encode_keys, too_long
 from featuredb.storage.registry import StoredTable
+from featuredb.storage.segment_writer import uniform
+from featuredb.threads import over_items, ranges
 
 _PARTIAL_REMEDY = ", or give partial=True to fill it from the row before"
 
@@ -36,8 +39,12 @@ class SourceColumns:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One batch, ready to be stored: no nulls in keys or event timestamps, rows in the order given."""
+    """One batch, ready to be stored: no nulls in keys or event timestamps, rows in the order given.
 
+    The key of row `i` is ``keys[number[i]]``; `keys` are distinct, and each is some row's.
+    """
+
+    number: NDArray[np.int32]
     keys: Heap
     event: NDArray[np.int64]
     created: NDArray[np.int64]
@@ -45,6 +52,11 @@ class Prepared:
 
     def __len__(self) -> int:
         return len(self.event)
+
+    def nothing(self) -> Prepared:
+        """A batch of no rows."""
+        columns = {feature: column.take(slice(0)) for feature, column in self.columns.items()}
+        return Prepared(self.number[:0], Heap.of([]), self.event[:0], self.created[:0], columns)
 
 
 def source_columns(
@@ -108,25 +120,20 @@ def prepare(
     rejected: list[RowProblems] = []
     problems: list[Problem] = []
 
-    unusable: set[str] = set()
-
-    def convert(name: str, dtype_name: str) -> Column:
-        result = as_column(frame.column(name), DTYPES[dtype_name], name, text=frame.text)
-        rejected.extend(result.rejected)
-        if result.problem is not None:
-            problems.append(result.problem)
-            unusable.add(name)
-        return result.column
-
     dtypes = dict(zip(table.definition.entities, table.key_dtypes, strict=True))
-    keys = {name: convert(column, dtypes[name].name) for name, column in columns.entities.items()}
-    event = convert(columns.event, "timestamp")
-    created = None if columns.created is None else convert(columns.created, "timestamp")
-    features = {
-        f.name: convert(columns.features[f.name], f.dtype)
-        for f in table.definition.features
-        if f.name in columns.features
-    }
+    features = {f.name: f.dtype for f in table.definition.features if f.name in columns.features}
+    wanted = [(column, dtypes[name].name) for name, column in columns.entities.items()]
+    wanted += [(column, "timestamp") for column in (columns.event, columns.created) if column is not None]
+    wanted += [(columns.features[name], dtype) for name, dtype in features.items()]
+    converted = _converted(frame, list(dict.fromkeys(wanted)))
+    for result in converted.values():
+        rejected.extend(result.rejected)
+        problems.extend([] if result.problem is None else [result.problem])
+    unusable = {name for (name, _), result in converted.items() if result.problem is not None}
+    keys = {name: converted[column, dtypes[name].name].column for name, column in columns.entities.items()}
+    event = converted[columns.event, "timestamp"].column
+    created = None if columns.created is None else converted[columns.created, "timestamp"].column
+    given = {name: converted[columns.features[name], dtype].column for name, dtype in features.items()}
     required = {column: (keys[name], "entity key") for name, column in columns.entities.items()}
     required[columns.event] = (event, "event timestamp")
     if created is not None and columns.created is not None:
@@ -137,19 +144,35 @@ def prepare(
     used = np.ones(frame.rows, dtype=np.bool_)
     for problem in rejected:
         used[problem.rows] = False
-    encoded = _encode(keys, used, columns, rejected)
-    ages = np.full(frame.rows, ABSENT_US, dtype=np.int64)
+    number, distinct = np.zeros(0, dtype=np.int32), Heap.of([])
+    if not unusable & set(columns.entities.values()):
+        number, distinct = _number(keys, used, columns, rejected)
+    ages = uniform(ABSENT_US, frame.rows)
     if created is not None:
         ages = created.data if created.valid is None else np.where(created.valid, created.data, ABSENT_US)
     every = bool(used.all())
     prepared = Prepared(
-        encoded,
+        number,
+        distinct,
         event.data if every else event.data[used],
         ages if every else ages[used],
-        {table.feature_ids[name]: column if every else column.take(used) for name, column in features.items()},
+        {table.feature_ids[name]: values.take(slice(None) if every else used) for name, values in given.items()},
     )
     shifted = [RowProblems(p.column, p.reason, p.rows + first_row, p.values) for p in rejected]
     return prepared, shifted, problems, used
+
+
+def _converted(frame: Frame, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Converted]:
+    """Columns by name and dtype, converted by several threads if they are long."""
+    # Taken from the frame by one thread: pandas notes what it has taken.
+    found = {one: frame.column(one[0]) for one in wanted}
+    converted: dict[tuple[str, str], Converted] = {}
+
+    def convert(one: tuple[str, str]) -> None:
+        converted[one] = as_column(found[one], DTYPES[one[1]], one[0], text=frame.text)
+
+    over_items(wanted, convert, len(ranges(frame.rows)))
+    return {one: converted[one] for one in wanted}
 
 
 def _nulls(column: Column, name: str, reason: str, rejected: Sequence[RowProblems]) -> list[RowProblems]:
@@ -164,22 +187,33 @@ def _nulls(column: Column, name: str, reason: str, rejected: Sequence[RowProblem
     return [RowProblems(name, reason, rows, ("None",) * min(len(rows), REJECTIONS_KEPT_MAX))] if len(rows) else []
 
 
-def _encode(
+def _number(
     keys: Mapping[str, Column], used: NDArray[np.bool_], columns: SourceColumns, rejected: list[RowProblems]
-) -> Heap:
-    """Key bytes of the used rows; rows with too long a key are rejected and no longer used."""
+) -> tuple[NDArray[np.int32], Heap]:
+    """The number of each used row's key, and the distinct keys; rows with too long a key are no longer used."""
     every = bool(used.all())
-    encoded = encode_keys([column if every else column.take(used) for column in keys.values()])
-    long = too_long(encoded)
+    parts = [column if every else column.take(used) for column in keys.values()]
+    number, firsts = number_keys(parts)
+    distinct = encode_keys([column.take(firsts) for column in parts])
+    long = too_long(distinct)
     if len(long):
-        rows = np.flatnonzero(used)[long]
-        sizes = np.diff(encoded.offsets)[long[:REJECTIONS_KEPT_MAX]]
+        at = np.flatnonzero(np.isin(number, long))
+        rows = np.flatnonzero(used)[at]
+        sizes = np.diff(distinct.offsets)[number[at[:REJECTIONS_KEPT_MAX]]]
         reason = f"the entity key takes more than {KEY_BYTES_MAX} bytes; use a shorter key, such as a hash of it"
         values = tuple(f"{size} bytes" for size in sizes)
         rejected.append(RowProblems(", ".join(columns.entities.values()), reason, rows, values))
         used[rows] = False
-        encoded = encoded.take(np.setdiff1d(np.arange(len(encoded)), long))
-    return encoded
+        number, distinct = _in_use(np.delete(number, at), distinct)
+    return number, distinct
+
+
+def _in_use(number: NDArray[np.int32], keys: Heap) -> tuple[NDArray[np.int32], Heap]:
+    """Numbers and keys without those of no row."""
+    used = np.zeros(len(keys), dtype=np.bool_)
+    used[number] = True
+    renumbered = (np.cumsum(used) - 1).astype(np.int32)
+    return renumbered[number], keys.take(np.flatnonzero(used))
 
 
 def within(prepared: Prepared, start_us: int | None, end_us: int | None) -> Prepared:
@@ -192,7 +226,7 @@ def within(prepared: Prepared, start_us: int | None, end_us: int | None) -> Prep
     if keep.all():
         return prepared
     return Prepared(
-        prepared.keys.take(np.flatnonzero(keep)),
+        *_in_use(prepared.number[keep], prepared.keys),
         prepared.event[keep],
         prepared.created[keep],
         {feature: column.take(keep) for feature, column in prepared.columns.items()},

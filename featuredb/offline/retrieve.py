@@ -22,10 +22,12 @@ from featuredb.frames.arrays import to_numpy, to_pandas_array
 from featuredb.frames.write import EntityFrame
 from featuredb.limits import ABSENT_US, JOIN_BATCH_ROWS, TIMESTAMP_MAX_US
 from featuredb.offline.dictionary import KeyDictionary
+from featuredb.offline.explain import Explanation
+from featuredb.offline.joiner import Selection, gather, select, timestamps
 from featuredb.offline.lineage import known_at_text
 from featuredb.offline.rows import total_order
-from featuredb.offline.search import Found, Query, make_query, search, with_max_age
-from featuredb.offline.training import Selection, Snapshot, TrainingSet, gather, select, shown_names, timestamps
+from featuredb.offline.search import NO_TIMES, Found, Query, make_query, search, with_max_age
+from featuredb.offline.training import Snapshot, TrainingSet, shown_names
 from featuredb.schema import DTYPES, Alias, FeatureService, check_aliases
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import decode_keys
@@ -34,6 +36,7 @@ from featuredb.storage.manifest import read_manifest
 from featuredb.storage.references import TableUse
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import COMMIT, CREATED, EVENT, SegmentCache, SegmentReader
+from featuredb.threads import check_threads, cores
 
 CREATED_COLUMN = "created_timestamp"
 
@@ -81,6 +84,10 @@ class StoredRows:
         Which rows.
     event_column : str
         Name of the event timestamp column.
+    explanation : Explanation
+        Is told what is done.
+    threads : int or None
+        At most so many; None: one for each core.
     """
 
     def __init__(
@@ -91,11 +98,15 @@ class StoredRows:
         selection: Selection,
         span: Span,
         event_column: str,
+        explanation: Explanation,
+        threads: int | None,
     ) -> None:
         self._txn = txn
         self._selection = selection
         self._span = span
         self._event_column = event_column
+        self._explanation = explanation
+        self._threads = threads
         self._first = selection.uses[0]
         self._dictionary = dictionary_of(self._first.table)
         self._readers = {
@@ -151,7 +162,12 @@ class StoredRows:
         columns[self._event_column] = Column(DTYPES["timestamp"], event)
         if self._with_created:
             columns[CREATED_COLUMN] = timestamps(created)
-        return {**columns, **gather(self._selection, founds)}
+        gathered: dict[str, Column] = {}
+        for use in self._selection.uses:
+            plan = self._explanation.table(use.name, use.table.name)
+            with self._explanation.stage("gather", plan):
+                gathered.update(gather(self._selection, use, founds[use.name], plan, self._threads))
+        return {**columns, **{name: gathered[name] for name in self._selection.names}}
 
     # --- the latest row of each key -----------------------------------------------------------
 
@@ -162,20 +178,22 @@ class StoredRows:
         times = np.full(len(codes), TIMESTAMP_MAX_US if self._span.end_us is None else self._span.end_us)
         query = self._query(codes, times)
         if self._span.start_us is not None:
-            query = replace(query, oldest=np.full(len(codes), self._span.start_us, dtype=np.int64))
-        founds = {use.name: search(self._readers[use.table.id], query) for use in self._selection.uses}
-        event = np.maximum.reduce([found.event_out() for found in founds.values()])
-        created = np.full(len(codes), ABSENT_US, dtype=np.int64)
-        created[query.rows] = founds[self._first.name].created
+            query = replace(query, floor_us=self._span.start_us)
+        founds = {use.name: self._search(use, query) for use in self._selection.uses}
+        event = np.maximum.reduce([found.in_order(found.event) for found in founds.values()])
+        first = founds[self._first.name]
+        created = first.in_order(first.created)
         kept = np.flatnonzero(event != ABSENT_US)
         return kept, event[kept], created[kept], {name: _kept(found, kept) for name, found in founds.items()}
 
     def _query(self, codes: NDArray[np.int32], times: NDArray[np.int64]) -> Query:
-        usable = np.ones(len(codes), dtype=np.bool_)
-        if self._span.known_us is None:
-            return make_query(codes, times, usable)
-        known_us = np.full(len(codes), self._span.known_us, dtype=np.int64)
-        return make_query(codes, times, usable, known_us, self._commit_times)
+        known_us = NO_TIMES if self._span.known_us is None else np.array([self._span.known_us], dtype=np.int64)
+        return make_query(codes, times, known_us, self._commit_times, threads=self._threads)
+
+    def _search(self, use: TableUse, query: Query) -> Found:
+        plan = self._explanation.table(use.name, use.table.name)
+        with self._explanation.stage("search", plan):
+            return search(self._readers[use.table.id], query, with_times=True, threads=self._threads, plan=plan)
 
     # --- every row ----------------------------------------------------------------------------
 
@@ -196,10 +214,7 @@ class StoredRows:
         order = order[~repeated]
         place, event = place[order], event[order]
         query = self._query(codes[place], event)
-        founds = {
-            use.name: search(self._readers[use.table.id], with_max_age(query, use.table.definition.max_age_us))
-            for use in uses
-        }
+        founds = {use.name: self._search(use, with_max_age(query, use.table.definition.max_age_us)) for use in uses}
         return place, event, np.full(len(event), ABSENT_US, dtype=np.int64), founds
 
     def _stored(self, readers: Sequence[SegmentReader], codes: NDArray[np.int32]) -> _Positions:
@@ -251,8 +266,7 @@ class StoredRows:
 
 def _has_created(reader: SegmentReader) -> bool:
     """Whether any row carries a created timestamp."""
-    column = reader.info.columns[CREATED]
-    return column.encoding != "constant" or column.constant != ABSENT_US
+    return reader.info.columns[CREATED].constant != ABSENT_US
 
 
 def _key_order(keys: Heap) -> NDArray[np.int64]:
@@ -283,19 +297,14 @@ def _as_found(readers: Sequence[SegmentReader], rows: _Positions, order: NDArray
     """Rows already at hand as a search would have found them, to be gathered in `order`."""
     where = np.empty(len(order), dtype=np.int64)
     where[order] = np.arange(len(order))
-    query = Query(rows.place, rows.event, rows.event, where, len(order))
-    return Found(query, readers, rows.event, rows.created, rows.segment, rows.position)
+    return Found(readers, where, rows.segment, rows.position, rows.event, rows.created)
 
 
 def _kept(found: Found, kept: NDArray[np.int64]) -> Found:
     """What was found for the rows `kept` of the result, which are then all of it."""
-    query = found.query
-    where = np.full(query.rows_out, -1, dtype=np.int64)
-    where[kept] = np.arange(len(kept))
-    rows = where[query.rows]
-    at = np.flatnonzero(rows >= 0)
-    fewer = Query(query.codes[at], query.times[at], query.oldest[at], rows[at], len(kept))
-    return Found(fewer, found.readers, found.event[at], found.created[at], found.segment[at], found.position[at])
+    places = np.empty(len(found.rows), dtype=np.int64)
+    places[found.rows] = np.arange(len(found.rows))
+    return found.take(places[kept])
 
 
 class StoredTrainingSet(TrainingSet):
@@ -322,6 +331,7 @@ class StoredTrainingSet(TrainingSet):
         full_feature_names: bool,
         include_event_timestamps: bool,
         event_timestamp_column: str,
+        threads: int | None,
     ) -> None:
         # Not the base's: there is no entity dataframe to read or check.
         self._snapshot = snapshot
@@ -333,6 +343,8 @@ class StoredTrainingSet(TrainingSet):
         self._full_feature_names = full_feature_names
         self._include_event_timestamps = include_event_timestamps
         self._event_column = event_timestamp_column
+        self._threads = check_threads(threads)
+        self._explanation = Explanation(self._threads or cores())
         self._lock = threading.RLock()
         self._lineage: dict[str, Any] = {}
         self._commit_id: int | None = None
@@ -374,13 +386,26 @@ class StoredTrainingSet(TrainingSet):
         bounds = {"start": known_at_text(self._span.start_us), "end": known_at_text(self._span.end_us)}
         facts = self._facts(txn, selection, self._span.known_us)
         self._lineage = {**facts, **bounds, "latest": self._span.latest}
-        return StoredRows(txn, self._cache, self._dictionary_of, selection, self._span, self._event_column)
+        self._explanation.start(self._commit_id)
+        return StoredRows(
+            txn,
+            self._cache,
+            self._dictionary_of,
+            selection,
+            self._span,
+            self._event_column,
+            self._explanation,
+            self._threads,
+        )
 
     @property
     def lineage(self) -> dict[str, Any]:
         """As `TrainingSet.lineage`, with ``start``, ``end`` and ``latest`` instead of an entity dataframe."""
         self._columns_of_all()
         return dict(self._lineage)
+
+    def _rows_in_all(self) -> int | None:
+        return None
 
     def _lineage_json(self) -> bytes:
         return json.dumps(self._lineage, separators=(",", ":")).encode()

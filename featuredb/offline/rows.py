@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, concat
 from featuredb.offline import kernels
-from featuredb.storage.segment_writer import Rows
+from featuredb.storage.segment_writer import Rows, is_uniform, uniform
+from featuredb.threads import over_rows
+
+_NO_TIMES = np.zeros(0, dtype=np.int64)
 
 
 def order_by_code(codes: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -34,21 +37,73 @@ def total_order(
     codes: NDArray[np.int32], event: NDArray[np.int64], created: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The order by (code, event, created, position), and which rows in it a later position replaces."""
-    order = order_by_code(codes)
-    codes, event, created = codes[order], event[order], created[order]
-    scratch = (np.empty_like(event), np.empty_like(created), np.empty_like(order))
-    kernels.sort_runs(run_bounds(codes), event, created, order, *scratch)
+    rows = sort_rows(Rows(codes, event, created, uniform(0, len(codes)), {}), keep_replaced=True)
+    order = np.arange(len(codes)) if rows.places is None else rows.places.astype(np.int64)
+    return order, _replaced(rows)
+
+
+def sort_rows(rows: Rows, *, keep_replaced: bool = False) -> Rows:
+    """The rows in total order, without those that a later one replaces; values are not moved, see `Rows.places`."""
+    codes, event = np.ascontiguousarray(rows.codes), np.ascontiguousarray(rows.event)
+    created = _NO_TIMES if is_uniform(rows.created) else np.ascontiguousarray(rows.created)
+    if kernels.ascending(codes, event, created):
+        return rows
+    bounds, codes, places, event_out, created_out = _by_code(codes, event, created)
+    equal = _sort_by_time(bounds, places, event_out, created_out)
+    commit = rows.commit if is_uniform(rows.commit) else rows.commit[places]
+    created_out = created_out if len(created) else rows.created
+    ordered = Rows(codes, event_out, created_out, commit, rows.columns, places)
+    return ordered if keep_replaced or not equal else ordered.where(~_replaced(ordered))
+
+
+def _by_code(
+    codes: NDArray[np.int32], event: NDArray[np.int64], created: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """The stable order by code: bounds of its runs, and of each row code, place before, event and created timestamp."""
+    rows, codes_max = len(codes), int(codes.max()) + 1
+    if codes_max > 8 * rows + 1024:
+        # Few rows of many entities: counting would walk the entities.
+        places = np.argsort(codes, kind="stable").astype(np.int32)
+        codes = codes[places]
+        return run_bounds(codes), codes, places, event[places], created[places] if len(created) else created
+    starts = np.zeros(codes_max + 1, dtype=np.int64)
+    kernels.count_codes(codes, starts[1:])
+    np.cumsum(starts, out=starts)
+    cursors = starts.copy()
+    places, event_out, created_out = np.empty(rows, dtype=np.int32), np.empty_like(event), np.empty_like(created)
+
+    def scatter(start: int, stop: int) -> None:
+        # Each thread reads all rows, and places those of some codes: two that write to one place would have to agree.
+        low, high = np.searchsorted(starts[:-1], (start, stop)).tolist()
+        kernels.scatter_rows(codes, event, created, low, high, cursors, places, event_out, created_out)
+
+    over_rows(rows, scatter)
+    ordered = np.repeat(np.arange(codes_max, dtype=np.int32), np.diff(starts))
+    return starts, ordered, places, event_out, created_out
+
+
+def _sort_by_time(
+    bounds: NDArray[np.int64], places: NDArray[np.int32], event: NDArray[np.int64], created: NDArray[np.int64]
+) -> int:
+    """Sort each run of rows by time, in place; how many rows have the times of the one before."""
+    longest = int(np.diff(bounds).max(initial=0))
+    equal: list[int] = []
+
+    def sort(start: int, stop: int) -> None:
+        first, last = np.searchsorted(bounds[:-1], (start, stop)).tolist()
+        scratch = [np.empty(longest if len(array) else 0, array.dtype) for array in (event, created, places)]
+        equal.append(kernels.sort_runs(bounds[first : last + 1], event, created, places, *scratch))
+
+    over_rows(len(places), sort)
+    return sum(equal)
+
+
+def _replaced(rows: Rows) -> NDArray[np.bool_]:
+    """Which of the sorted rows have the key and timestamps of the one after."""
+    codes, event, created = rows.codes, rows.event, rows.created
     replaced = np.zeros(len(codes), dtype=np.bool_)
     replaced[:-1] = (codes[1:] == codes[:-1]) & (event[1:] == event[:-1]) & (created[1:] == created[:-1])
-    return order, replaced
-
-
-def sort_rows(rows: Rows) -> tuple[Rows, NDArray[np.int64]]:
-    """The rows in total order without those replaced, and the positions they came from."""
-    order, replaced = total_order(rows.codes, rows.event, rows.created)
-    if replaced.any():
-        order = order[~replaced]
-    return rows.take(order), order
+    return replaced
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
@@ -58,10 +113,18 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
     return Rows(
         np.concatenate([part.codes for part in parts]),
         np.concatenate([part.event for part in parts]),
-        np.concatenate([part.created for part in parts]),
-        np.concatenate([part.commit for part in parts]),
+        _joined([part.created for part in parts]),
+        _joined([part.commit for part in parts]),
         {feature: concat([part.columns[feature] for part in parts]) for feature in parts[0].columns},
     )
+
+
+def _joined(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The parts one after the other; uniform if all of them are, with one value."""
+    values = {int(part[0]) for part in parts if is_uniform(part)}
+    if len(values) == 1 and all(map(is_uniform, parts)):
+        return uniform(values.pop(), sum(map(len, parts)))
+    return np.concatenate(parts)
 
 
 def last_of_each(codes: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -7,214 +7,32 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 import featuredb
 from featuredb.columns import Column, concat
-from featuredb.errors import InputError, Problem, input_error
-from featuredb.frames import Frame, TableInput, as_column, as_us, detached
+from featuredb.errors import InputError, input_error
+from featuredb.frames import TableInput, as_us, detached
 from featuredb.frames.from_arrow import arrow
 from featuredb.frames.read_csv import read_typed
 from featuredb.frames.write import EntityFrame, ParquetWriter
-from featuredb.limits import ABSENT_US, JOIN_BATCH_ROWS
+from featuredb.limits import JOIN_BATCH_ROWS
 from featuredb.offline.dictionary import KeyDictionary
+from featuredb.offline.explain import Explanation
+from featuredb.offline.joiner import SUBJECT, Joiner, Selection, select
 from featuredb.offline.lineage import PARQUET_KEY, EntityHash, file_id, known_at_text, snapshot_name
 from featuredb.offline.prepare import missing_columns
-from featuredb.offline.search import Found, Gatherer, Query, make_query, search, with_max_age
+from featuredb.progress import Report, reporter
 from featuredb.schema import DTYPES, Alias, DType, FeatureService, check_aliases
 from featuredb.storage.env import ReadTxn
-from featuredb.storage.keys import encode_keys, too_long
-from featuredb.storage.log import commit_times, last_commit
-from featuredb.storage.manifest import read_manifest
-from featuredb.storage.references import TableUse
+from featuredb.storage.log import last_commit
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache
+from featuredb.threads import check_threads, cores
 
-_SUBJECT = "entity dataframe"
 _NAMES_SHOWN_MAX = 10
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a join produces: for each table its features, in the order asked, and their output names."""
-
-    outputs: Sequence[tuple[TableUse, str, str]]
-    event_timestamps: Mapping[str, str]
-
-    @property
-    def uses(self) -> list[TableUse]:
-        return list({use.name: use for use, _, _ in self.outputs}.values())
-
-    @property
-    def tables(self) -> list[StoredTable]:
-        return list({use.table.id: use.table for use, _, _ in self.outputs}.values())
-
-    @property
-    def key_dtypes(self) -> dict[str, DType]:
-        """The key columns of the tables, with their dtypes."""
-        return {name: dtype for use in self.uses for name, dtype in use.key_dtypes.items()}
-
-
-def output_name(table: str, feature: str, full_feature_names: bool) -> str:
-    """Name of a feature's column in a result."""
-    return f"{table}__{feature}" if full_feature_names else feature
-
-
-def select(
-    references: Sequence[tuple[TableUse, str]],
-    columns: Sequence[str],
-    *,
-    full_feature_names: bool,
-    include_event_timestamps: bool,
-    subject: str = _SUBJECT,
-) -> Selection:
-    """Name the output columns; an `InputError` lists every collision and its remedy."""
-    outputs = [(table, name, output_name(table.name, name, full_feature_names)) for table, name in references]
-    events = {table.name: f"{table.name}__event_timestamp" for table, _ in references if include_event_timestamps}
-    names = [name for _, _, name in outputs] + list(events.values())
-    remedy = "rename the column" if full_feature_names else "pass full_feature_names=True"
-    problems = [
-        Problem(f"two of the features asked for would both be named so; {remedy}", column=name)
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
-    ]
-    problems += [
-        Problem(f"a feature would be named like this column of the {subject}; {remedy}", column=name)
-        for name in dict.fromkeys(names)
-        if name in columns
-    ]
-    if problems:
-        raise input_error("features", problems)
-    return Selection(outputs, events)
-
-
-class Joiner:
-    """Joins batches of entity rows within one transaction.
-
-    Parameters
-    ----------
-    txn : ReadTxn
-        The commit that is joined.
-    cache : SegmentCache
-        Of the file.
-    dictionary_of : callable
-        From a table to the dictionary of its key space.
-    selection : Selection
-        What to join, as the definitions of this commit have it.
-    event_column : str
-        Name of the event timestamp column.
-    known_at : int, str or None
-        Microseconds UTC, or the name of a column.
-    seen : callable
-        Given the columns of each batch that the join reads: keys, timestamps, known_at.
-    """
-
-    def __init__(
-        self,
-        txn: ReadTxn,
-        cache: SegmentCache,
-        dictionary_of: Callable[[StoredTable], KeyDictionary],
-        selection: Selection,
-        event_column: str,
-        known_at: int | str | None,
-        seen: Callable[[dict[str, Column]], None],
-    ) -> None:
-        self._txn = txn
-        self._seen = seen
-        self._dictionary_of = dictionary_of
-        self._selection = selection
-        self._event_column = event_column
-        self._known_at = known_at
-        self._readers = {
-            table.id: [cache.reader(txn, table.id, ref) for ref in read_manifest(txn, table.id).segments]
-            for table in selection.tables
-        }
-
-    def join(self, frame: Frame, first_row: int) -> dict[str, Column]:
-        """The output columns for one batch of entity rows, in its order."""
-        keys, times, known = self._read(frame, first_row)
-        by_column = {self._known_at: known} if isinstance(self._known_at, str) and known is not None else {}
-        self._seen({**keys, self._event_column: times, **by_column})
-        usable = np.ones(frame.rows, dtype=np.bool_) if times.valid is None else times.valid
-        known_us = times_of_commits = np.zeros(0, dtype=np.int64)
-        if known is not None:
-            known_us, times_of_commits = known.data, self._commit_times
-            usable = usable if known.valid is None else usable & known.valid
-        queries: dict[tuple[int, tuple[str, ...]], Query] = {}
-        founds: dict[str, Found] = {}
-        for use in self._selection.uses:
-            space = (use.table.space_id, use.columns)
-            if space not in queries:
-                codes = self._codes(use, keys, frame.rows)
-                queries[space] = make_query(codes, times.data, usable, known_us, times_of_commits)
-            query = with_max_age(queries[space], use.table.definition.max_age_us)
-            founds[use.name] = search(self._readers[use.table.id], query)
-        return gather(self._selection, founds)
-
-    def _read(self, frame: Frame, first_row: int) -> tuple[dict[str, Column], Column, Column | None]:
-        """Entity key columns, event timestamps and known_at of the batch; all problems in one error."""
-        problems: list[Problem] = []
-
-        def convert(name: str, dtype: DType) -> Column:
-            result = as_column(frame.column(name), dtype, name)
-            problems.extend(result.problems(first_row))
-            return result.column
-
-        keys = {name: convert(name, dtype) for name, dtype in self._selection.key_dtypes.items()}
-        times = convert(self._event_column, DTYPES["timestamp"])
-        known = None
-        if isinstance(self._known_at, str):
-            known = convert(self._known_at, DTYPES["timestamp"])
-        elif self._known_at is not None:
-            known = Column(DTYPES["timestamp"], np.full(frame.rows, self._known_at, dtype=np.int64))
-        if problems:
-            raise input_error(_SUBJECT, problems)
-        return keys, times, known
-
-    @cached_property
-    def _commit_times(self) -> NDArray[np.int64]:
-        return np.array(commit_times(self._txn), dtype=np.int64)
-
-    def _codes(self, use: TableUse, keys: Mapping[str, Column], rows: int) -> NDArray[np.int32]:
-        """The code of each row's key, -1 where it is null, unknown or too long to be stored."""
-        columns = [keys[name] for name in use.columns]
-        present = np.ones(rows, dtype=np.bool_)
-        for column in columns:
-            if column.valid is not None:
-                present &= column.valid
-        codes = np.full(rows, -1, dtype=np.int32)
-        encoded = encode_keys([column if present.all() else column.take(present) for column in columns])
-        long = too_long(encoded)
-        if len(long):
-            present[np.flatnonzero(present)[long]] = False
-            encoded = encoded.take(np.setdiff1d(np.arange(len(encoded)), long))
-        if len(encoded):
-            codes[present] = self._dictionary_of(use.table).lookup(self._txn, encoded)
-        return codes
-
-
-def gather(selection: Selection, founds: Mapping[str, Found]) -> dict[str, Column]:
-    """The output columns of what was found, by the name of each table's use."""
-    gatherers = {name: Gatherer(found) for name, found in founds.items()}
-    columns = {}
-    for use, feature, name in selection.outputs:
-        columns[name] = gatherers[use.name].feature(use.table.feature_ids[feature], use.table.dtype_of(feature))
-    for use_name, name in selection.event_timestamps.items():
-        columns[name] = timestamps(founds[use_name].event_out())
-    return columns
-
-
-def timestamps(values: NDArray[np.int64]) -> Column:
-    """Timestamps, null where `ABSENT_US`."""
-    valid = values != ABSENT_US
-    if valid.all():
-        return Column(DTYPES["timestamp"], values)
-    return Column(DTYPES["timestamp"], np.where(valid, values, 0), valid)
 
 
 def shown_names(names: Sequence[str]) -> str:
@@ -266,6 +84,7 @@ class TrainingSet:
         full_feature_names: bool,
         include_event_timestamps: bool,
         event_timestamp_column: str,
+        threads: int | None,
     ) -> None:
         self._snapshot = snapshot
         self._cache = cache
@@ -277,6 +96,8 @@ class TrainingSet:
         self._full_feature_names = full_feature_names
         self._include_event_timestamps = include_event_timestamps
         self._event_column = event_timestamp_column
+        self._threads = check_threads(threads)
+        self._explanation = Explanation(self._threads or cores())
         self._lock = threading.RLock()
         self._commit_id: int | None = None
         self._entities: EntityFrame | None = None
@@ -317,7 +138,7 @@ class TrainingSet:
             roles[self._known_at] = "known_at"
         problems = missing_columns(self._given, roles, "entity dataframe")
         if problems:
-            raise input_error(_SUBJECT, problems)
+            raise input_error(SUBJECT, problems)
 
     def _dtypes(self, selection: Selection) -> dict[str, DType]:
         """The columns of the entity dataframe that the join reads, and as what."""
@@ -338,7 +159,18 @@ class TrainingSet:
         selection = self._select(registry)
         self._check(selection)  # definitions may have changed since the set was made
         self._lineage = self._facts(txn, selection, self._known_at)
-        return Joiner(txn, self._cache, self._dictionary_of, selection, self._event_column, self._known_at, seen)
+        self._explanation.start(self._commit_id)
+        return Joiner(
+            txn,
+            self._cache,
+            self._dictionary_of,
+            selection,
+            self._event_column,
+            self._known_at,
+            seen,
+            self._explanation,
+            self._threads,
+        )
 
     def _facts(self, txn: ReadTxn, selection: Selection, known_at: int | str | None) -> dict[str, Any]:
         """The lineage, but for the hash of the entity dataframe."""
@@ -414,6 +246,30 @@ class TrainingSet:
                 self._seen = []
             return {**self._lineage, "features": list(self._lineage["features"])}
 
+    def explain(self) -> Explanation:
+        """How the join was computed (computes it): what was searched and read, how, and in what time.
+
+        Returns
+        -------
+        Explanation
+            Print it, or take its ``to_dict()``.
+
+        Examples
+        --------
+        >>> import featuredb as fdb
+        >>> with fdb.open(":memory:") as db:
+        ...     table = fdb.FeatureTable("weather", ["city"], [fdb.Feature("temp", "float64")])
+        ...     _ = db.apply([fdb.Entity("city", "string"), table])
+        ...     _ = db.ingest("weather", {"city": ["Oslo"], "event_timestamp": ["2024-05-01"], "temp": [9.5]})
+        ...     rows = {"city": ["Oslo", "Bergen"], "event_timestamp": ["2024-05-02", "2024-05-02"]}
+        ...     explanation = db.get_historical_features(rows, ["weather:temp"]).explain()
+        ...     [explanation.to_dict()["tables"]["weather"][name] for name in ("rows_searched", "rows_found")]
+        [1, 1]
+        """
+        if self._commit_id is None:
+            self._compute()
+        return self._explanation
+
     def to_pandas(self) -> Any:
         """The entity dataframe with the feature columns, as a ``pandas.DataFrame``.
 
@@ -422,7 +278,8 @@ class TrainingSet:
         ``datetime64[us, UTC]``; included event timestamps are in the time zone of the caller's.
         """
         entities, columns = self._compute()
-        return entities.in_zone(entities.to_pandas(columns), self._event_column, self._event_outputs)
+        with self._explanation.stage("convert"):
+            return entities.in_zone(entities.to_pandas(columns), self._event_column, self._event_outputs)
 
     to_df = to_pandas
 
@@ -435,7 +292,8 @@ class TrainingSet:
             If pyarrow is not installed.
         """
         entities, columns = self._compute()
-        return entities.in_zone(entities.to_arrow(columns), self._event_column, self._event_outputs)
+        with self._explanation.stage("convert"):
+            return entities.in_zone(entities.to_arrow(columns), self._event_column, self._event_outputs)
 
     def to_numpy(self) -> dict[str, NDArray[Any]]:
         """The feature columns alone: name to array of shape (rows,), read-only.
@@ -445,12 +303,13 @@ class TrainingSet:
         (rows, length), lists an object array of arrays.
         """
         entities, columns = self._compute()
-        arrays = entities.to_numpy(columns)
+        with self._explanation.stage("convert"):
+            arrays = entities.to_numpy(columns)
         for array in arrays.values():
             array.flags.writeable = False
         return arrays
 
-    def to_parquet(self, path: str | os.PathLike[str]) -> int:
+    def to_parquet(self, path: str | os.PathLike[str], *, progress: bool | Report | None = None) -> int:
         """Write the entity dataframe with the feature columns to a Parquet file (zstd).
 
         The file appears when it is whole. Unless the join is already computed, entity dataframes of
@@ -463,6 +322,9 @@ class TrainingSet:
         ----------
         path : str or os.PathLike
             Replaced if it exists.
+        progress : bool or callable, optional
+            True or False to show a progress bar or not; by default it is shown on a terminal. A
+            callable is called with (rows written, rows in all or None) after each batch.
 
         Returns
         -------
@@ -479,13 +341,18 @@ class TrainingSet:
             If pyarrow is not installed.
         """
         rows = 0
-        with ParquetWriter(path) as writer:
+        with ParquetWriter(path) as writer, reporter(progress, "join") as report:
             for table in self._tables():
                 # Where metadata cannot follow, what is known by now comes first.
                 writer.write(table, {PARQUET_KEY: self._lineage_json()})
                 rows += table.num_rows
+                report(rows, self._rows_in_all())
             writer.annotate({PARQUET_KEY: self._lineage_json()})
         return rows
+
+    def _rows_in_all(self) -> int | None:
+        """Rows of the result, where that is known before it is computed."""
+        return self._given.rows
 
     def _lineage_json(self) -> bytes:
         lineage = self._lineage if self._entities is None else self.lineage

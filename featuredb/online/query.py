@@ -120,7 +120,9 @@ class OnlineQuery:
         dtypes = [plan.index.table.dtype_of(name) for plan in self.plans for name in plan.features]
         self.has_nested = any(dtype.is_nested for dtype in dtypes)
         self.encoders = [value_encoder(dtype) for dtype in self.entities.values()]
-        self._only = self.plans[0] if len(self.plans) == 1 else None
+        # An alias may take one column for two entities.
+        single = len(self.plans) == 1 and list(self.plans[0].columns) == names
+        self._only = self.plans[0] if single else None
         self._pack: Callable[[Any], bytes] = self.encoders[0] if len(self.encoders) == 1 else self._pack_tuple
         self._blank: dict[str, Any] = dict.fromkeys(self.names)
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Column, zeroed
-from featuredb.errors import InputError
 from featuredb.frames.convert import as_us
 from featuredb.online.index import OnlineRows
 from featuredb.online.keys import key_columns
 from featuredb.online.query import OnlineQuery
 from featuredb.online.response import OnlineArrays, OnlineResponse, ResponseColumns, Status
 from featuredb.storage.env import Env, ReadTxn
+from featuredb.threads import check_threads
 
 _NAMES_SHOWN_MAX = 10
 
@@ -24,12 +24,6 @@ _NAMES_SHOWN_MAX = 10
 def now_in_us(now: object = None) -> int:
     """`now` (a timestamp; None: the current time) in microseconds UTC."""
     return time.time_ns() // 1000 if now is None else as_us(now, "now")
-
-
-def check_threads(threads: object) -> None:
-    """Raise `InputError` unless `threads` may be the number of threads of a read."""
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise InputError(f"threads must be None or an integer from 1 on, not {threads!r}")
 
 
 def read_rows(
@@ -101,29 +95,33 @@ class OnlineReader:
     env : Env
         The file.
     resolve : callable
-        From a transaction to the query, by the definitions of that commit.
+        From a transaction to the version of the definitions in it, and the query by them.
     definitions_version : callable
         From a transaction to a number that changes with the definitions; cheap.
     """
 
     def __init__(
-        self, env: Env, resolve: Callable[[ReadTxn], OnlineQuery], definitions_version: Callable[[ReadTxn], object]
+        self,
+        env: Env,
+        resolve: Callable[[ReadTxn], tuple[object, OnlineQuery]],
+        definitions_version: Callable[[ReadTxn], object],
     ) -> None:
         self._env = env
         self._resolve = resolve
         self._definitions_version = definitions_version
         self._prepared: tuple[int, object, OnlineQuery]
         with env.read() as txn:
-            self._prepared = (txn.id(), definitions_version(txn), resolve(txn))
+            version, query = resolve(txn)
+            self._prepared = (-1, version, query)
 
     def _query(self, txn: ReadTxn) -> OnlineQuery:
         commit, version, query = self._prepared
-        current = txn.id()
-        if commit != current:
-            now_version = self._definitions_version(txn)
-            if version != now_version:
-                query = self._resolve(txn)
-            self._prepared = (current, now_version, query)
+        if commit != txn.id():
+            if version != self._definitions_version(txn):
+                version, query = self._resolve(txn)
+            # While the file is marked and cannot be left, the version is another: the next call looks again.
+            commit = txn.id() if version == self._definitions_version(txn) else -1
+            self._prepared = (commit, version, query)
         return query
 
     def __repr__(self) -> str:

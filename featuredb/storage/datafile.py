@@ -14,6 +14,7 @@ import os
 import stat
 import struct
 import uuid
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _MAGIC = 0xBEEFC0DE
 _DATA_VERSION = 1
 _META_BYTES = 152
+_TRANSACTION_AT = 144
 _PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 256, 1 << 15
 _PAGE_HEADER_BYTES = 16
 _BRANCH, _LEAF, _META_PAGE = 0x01, 0x02, 0x08
@@ -56,8 +58,8 @@ class Meta:
     transaction: int
 
 
-def check(path: str, verify: Callable[[str], list[str]]) -> None:
-    """Raise unless `path` is a whole featuredb file of a version that can be read. Changes nothing.
+def check(path: str, verify: Callable[[str], list[str]]) -> bytes:
+    """The format record of `path`; raises unless it is a whole featuredb file of a version that can be read.
 
     Parameters
     ----------
@@ -79,7 +81,7 @@ def check(path: str, verify: Callable[[str], list[str]]) -> None:
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
     try:
-        _check_content(path, fd, verify)
+        return _check_content(path, fd, verify)
     except OSError as error:
         if isinstance(error, FileError):
             raise
@@ -131,6 +133,12 @@ def temporary_name(path: str) -> str:
     return os.path.join(folder, f".{name[:100]}.{uuid.uuid4().hex}.tmp")
 
 
+def successor_name(path: str) -> str:
+    """The name of the file that is to take the place of `path`: the same each time, so that none is left behind."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name[:100]}.{zlib.crc32(os.fsencode(name)):08x}.compact")
+
+
 def publish(temporary: str, path: str) -> bool:
     """Give the finished file `temporary` the name `path`, durably; False, and no change, if that is taken."""
     try:
@@ -146,6 +154,17 @@ def publish(temporary: str, path: str) -> bool:
         os.replace(temporary, path)
     else:
         os.unlink(temporary)
+    _sync_folder(path)
+    return True
+
+
+def replace(temporary: str, path: str) -> None:
+    """Put the finished file `temporary` in the place of `path`, durably and at once."""
+    os.replace(temporary, path)
+    _sync_folder(path)
+
+
+def _sync_folder(path: str) -> None:
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC)
     try:
         # Not every file system lets a folder be synced.
@@ -153,7 +172,44 @@ def publish(temporary: str, path: str) -> bool:
             os.fsync(folder)
     finally:
         os.close(folder)
-    return True
+
+
+def key_of(fd: int) -> tuple[int, int]:
+    """What tells a file from any other on this machine, whatever its path."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def key_at(path: str) -> tuple[int, int]:
+    """The `key_of` the file at `path`; `FileError` if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise FileError(
+            f"{path}: is not there any more ({error.strerror}); put it back, or close it and open it where it is"
+        ) from error
+    return found.st_dev, found.st_ino
+
+
+def take_after(fd: int, path: str, transaction: int) -> None:
+    """Make the new file `fd` the successor of `path`: its permissions, and `transaction` its last one's number.
+
+    A reader is told by the lock file, which stays the same, which transaction is the last, and takes the
+    meta page of that parity. So the parity must be right already.
+    """
+    found = os.stat(path)
+    os.fchmod(fd, stat.S_IMODE(found.st_mode))
+    with contextlib.suppress(OSError):
+        os.fchown(fd, found.st_uid, found.st_gid)
+    newest = _read_meta(path, fd)
+    behind = transaction - newest.transaction
+    assert behind >= 0
+    assert behind % 2 == 0
+    for page in range(2):
+        at = page * newest.page_bytes + _TRANSACTION_AT
+        (number,) = struct.unpack("<Q", os.pread(fd, 8, at))
+        os.pwrite(fd, struct.pack("<Q", number + behind), at)
+    os.fsync(fd)
 
 
 def _check_regular(path: str) -> None:
@@ -171,7 +227,7 @@ def _check_regular(path: str) -> None:
         raise FileError(f"{path}: is empty; delete it, then open it with create=True")
 
 
-def _check_content(path: str, fd: int, verify: Callable[[str], list[str]]) -> None:
+def _check_content(path: str, fd: int, verify: Callable[[str], list[str]]) -> bytes:
     for looks_left in reversed(range(_LOOKS_MAX)):
         meta = _read_meta(path, fd)
         # The size is taken after the meta page: the file only grows, and grows before a meta page says so.
@@ -185,6 +241,7 @@ def _check_content(path: str, fd: int, verify: Callable[[str], list[str]]) -> No
     if record is None:
         raise NotADatabaseError(f"{path}: is an LMDB file of another program, not a featuredb file")
     _check_format(path, record)
+    return record
 
 
 def _check_truncated(path: str, file_bytes: int, meta: Meta, verify: Callable[[str], list[str]]) -> None:

@@ -1,8 +1,9 @@
-"""The storage engine: one LMDB environment per file and process, and the only importer of lmdb.
+"""The storage engine: one LMDB environment per file and process.
 
 A file opened twice in a process shares one `Core`, counted by its handles (`Env`). A transaction announces
-itself in ``Core.active`` before it looks at ``Core.stopped``; whoever sets ``stopped`` (to remap the file, or to
-close it) looks at ``active`` afterwards. So the hot path takes no lock and none slips through.
+itself in ``Core.active`` before it looks at ``Core.stopped``; whoever sets ``stopped`` (to remap the file, to go over
+to another that has taken its place, or to close it) looks at ``active`` afterwards. So the hot path takes no lock
+and none slips through.
 """
 
 from __future__ import annotations
@@ -13,57 +14,63 @@ import os
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from threading import get_ident
 from typing import Any, TypeVar
 
-import lmdb
-
 from featuredb import limits
-from featuredb.errors import (
-    BusyError,
-    CorruptionError,
-    FeatureDBError,
-    FileError,
-    ForkedError,
-    LimitError,
-)
+from featuredb.errors import BusyError, FeatureDBError, FileError, ForkedError
 from featuredb.storage import datafile
+from featuredb.storage.engine import (
+    NEW_MAP_BYTES,
+    EngineError,
+    MapFullError,
+    MapResizedError,
+    ReadersFullError,
+    create_file,
+    let_child_reopen,
+    new_engine,
+    open_files,
+    translated,
+    verify_pages,
+)
 from featuredb.storage.filemap import FileMap
 from featuredb.storage.handle import Env, closed_error
-from featuredb.storage.txn import LMDB_KEY_BYTES_MAX, ReadTxn, WriteTxn
+from featuredb.storage.txn import Bytes, ReadTxn, WriteTxn
 from featuredb.storage.writelock import WriteLock
 
 __all__ = ["Env", "ReadTxn", "WriteTxn", "open_env"]
 
 T = TypeVar("T")
 
-_NEW_MAP_BYTES = 1 << 20
 # How long new reads are kept waiting at a time while the map is to be replaced. Then they are let through for a
 # moment: what the open reads wait for may itself be waiting to read.
 _GATE_SECONDS = 0.25
 _PAUSE_SECONDS = 0.001
-_CORRUPT = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
 
 
 class Core:
     """What the handles of one file share in a process."""
 
-    def __init__(self, path: str, key: tuple[int, int], engine: Any, lock: WriteLock, durable: bool) -> None:
+    def __init__(self, path: str, record: bytes, engine: Any, fd: int, durable: bool, map_bytes: int) -> None:
         self.path = path
-        self.key = key
-        self.engine = engine
-        self.begin: Callable[..., Any] = engine.begin
-        self.readonly: bool = engine.flags()["readonly"]
+        self.record = record
         self.durable = durable
-        self.lock = lock
+        self.lock = WriteLock(path, fd)
+        self._map_bytes = map_bytes
+        self._take(engine)
         self.handles = 0
         self.active: set[ReadTxn] = set()
         self.stopped = False
         self.refusal: FeatureDBError | None = None
-        self.file_map = FileMap(path, key, engine.lib_version())
         self._remap_lock = threading.Lock()
+
+    def _take(self, engine: Any) -> None:
+        self.engine = engine
+        self.begin: Callable[..., Any] = engine.begin
+        self.readonly: bool = engine.flags()["readonly"]
+        self.key = self.lock.file_key()
+        self.file_map = FileMap(self.path, self.key, engine.lib_version())
 
     # --- transactions ------------------------------------------------------------------------
 
@@ -75,11 +82,11 @@ class Core:
                 self._wait_for_gate(txn)
                 try:
                     return self.begin(write=write, buffers=txn.views)
-                except lmdb.MapResizedError:
+                except MapResizedError:
                     self.active.discard(txn)
                     self._follow_growth()
                     self.active.add(txn)
-                except lmdb.ReadersFullError as error:
+                except ReadersFullError as error:
                     if checked:
                         raise self.translated(error) from error
                     checked = True
@@ -88,7 +95,7 @@ class Core:
             self.active.discard(txn)
             if self.handles == 0:
                 self.close_if_idle()
-            if isinstance(error, lmdb.Error):
+            if isinstance(error, EngineError):
                 raise self.translated(error) from error
             raise
 
@@ -126,7 +133,7 @@ class Core:
                 try:
                     with WriteTxn(self) as txn:
                         return fn(txn)
-                except lmdb.MapFullError as error:
+                except MapFullError as error:
                     # A reader that was killed pins pages that could be used instead.
                     self.engine.reader_check()
                     if not self._remap(map_bytes, 2 * map_bytes):
@@ -134,18 +141,48 @@ class Core:
                             f"{self.path}: its map of {map_bytes} bytes is full and the system grants no larger one; "
                             "allow this process more address space (ulimit -v)"
                         ) from error
-        except lmdb.Error as error:
+        except EngineError as error:
             raise self.translated(error) from error
+
+    def acquire(self, timeout_seconds: float) -> None:
+        """Take the write lock of the file that is at the path, whichever that is by then."""
+        while True:
+            self.lock.acquire(timeout_seconds)
+            try:
+                if not self.follow(patient=True):
+                    return
+            except BaseException:
+                self.lock.release()
+                raise
+            self.lock.release()
+
+    def last_transaction(self) -> int:
+        """Number of the last transaction that was committed. The write lock must be held."""
+        return int(self.engine.info()["last_txnid"])
 
     def sync(self) -> None:
         """Make everything committed so far durable."""
         with self._translating():
             self.engine.sync(True)
 
-    def copy(self, fd: int, compact: bool) -> None:
-        """Write a snapshot to the descriptor `fd`; a read must be active, to hold the map."""
-        with self._translating():
-            self.engine.copyfd(fd, compact)
+    def write_clean(self, path: str, batches: Iterable[Iterable[tuple[Bytes, Bytes]]]) -> int:
+        """Write entries, in the order of their keys, to a new file; the number of its last transaction.
+
+        Every page of it is new, so that it has no byte of any other entry. A read must be active, to hold the map.
+        """
+        engine = None
+        try:
+            engine = new_engine(path, 2 * self.space()["used_bytes"] + NEW_MAP_BYTES)
+            for batch in batches:
+                with engine.begin(write=True) as target:
+                    target.cursor().putmulti(batch, append=True)
+            engine.sync(True)
+            return int(engine.info()["last_txnid"])
+        except EngineError as error:
+            raise datafile.file_error(path, error, "written") from error
+        finally:
+            if engine is not None:
+                engine.close()
 
     def space(self) -> dict[str, int]:
         """See `Env.space`; a read must be active, to hold the map."""
@@ -165,7 +202,7 @@ class Core:
     def _translating(self) -> Iterator[None]:
         try:
             yield
-        except lmdb.Error as error:
+        except EngineError as error:
             raise self.translated(error) from error
 
     # --- the map -----------------------------------------------------------------------------
@@ -191,16 +228,16 @@ class Core:
             except (OSError, ValueError, OverflowError):
                 return False
             try:
-                self._stop()
+                self._stop("its map must grow")
                 self.engine.set_mapsize(wanted_bytes)
-            except lmdb.Error as error:
+            except EngineError as error:
                 self.refusal = FileError(f"{self.path}: its map was lost ({error}); close and reopen it")
                 raise
             finally:
                 self.stopped = self.refusal is not None
         return True
 
-    def _stop(self) -> None:
+    def _stop(self, what: str) -> None:
         """Close the gate and wait until no transaction of this process is active."""
         deadline = time.monotonic() + limits.WRITE_TIMEOUT_SECONDS
         self.stopped = True
@@ -208,9 +245,81 @@ class Core:
             self.stopped = False
             if self._active_here() or time.monotonic() > deadline:
                 whose = "this thread's own open read" if self._active_here() else "reads that stayed open"
-                raise BusyError(f"{self.path}: its map must grow, but {whose} prevents it; finish the read, then retry")
+                raise BusyError(f"{self.path}: {what}, but {whose} prevents it; finish the read, then retry")
             time.sleep(_GATE_SECONDS / 10)
             self.stopped = True
+
+    # --- another file at the path --------------------------------------------------------------
+
+    def replace(self, temporary: str, fd: int) -> None:
+        """Put the file `temporary`, of descriptor `fd`, in the place of this one and go over to it.
+
+        The write lock must be held, of both files. On an error nothing has changed.
+        """
+        with self._remap_lock:
+            try:
+                self._stop("its file is to be replaced")
+                datafile.replace(temporary, self.path)
+                self._reopen(fd)
+            finally:
+                self.stopped = self.refusal is not None
+
+    def follow(self, *, patient: bool) -> bool:
+        """Go over to the file that is at the path now, if that is another; whether it was.
+
+        A writer is `patient` and waits for the reads of this process. A reader looks at what it has if others
+        do not end soon, and tries again in its next call.
+
+        Raises
+        ------
+        FileError
+            There is no file at the path any more, or a foreign or older one.
+        """
+        if datafile.key_at(self.path) == self.key or (not patient and self._active_here()):
+            return False
+        with self._remap_lock:
+            refused = self.refused()
+            if refused is not None:
+                raise refused
+            if datafile.key_at(self.path) == self.key:
+                return False
+            if datafile.check(self.path, verify_pages) != self.record:
+                raise _replaced_error(self.path)
+            try:
+                if patient:
+                    self._stop("another process has replaced it")
+                else:
+                    self.stopped = True
+                    if not self.drain(_GATE_SECONDS):
+                        return False
+                self._reopen(None)
+            finally:
+                self.stopped = self.refusal is not None
+        return True
+
+    def _reopen(self, fd: int | None) -> None:
+        """Go over to the file at the path; `fd` is a descriptor of it that is to be kept. The gate is closed."""
+        with self.engine.begin() as txn:
+            cursor = txn.cursor()
+            found = cursor.prev() if cursor.set_range(limits.NS_DEFINITION) else cursor.last()
+            last = (cursor.key(), cursor.value()) if found and cursor.key().startswith(limits.NS_COMMIT) else None
+        before = self.key
+        # LMDB's locks belong to a process and the lock file, which stays: the two cannot be open at once.
+        self.engine.close()
+        try:
+            engine, own = open_files(self.path, readonly=True, durable=self.durable, map_bytes=self._map_bytes)
+            self.lock.move(own if fd is None else fd)
+            os.close(own)
+            self._take(engine)
+            with _registry_lock:
+                if _registry.pop(before, None) is self:
+                    _registry[self.key] = self
+            with engine.begin() as txn:
+                if last is not None and txn.get(last[0]) != last[1]:
+                    raise _replaced_error(self.path)
+        except BaseException as error:
+            self.refusal = FileError(f"{self.path}: could not be opened again ({error}); close and reopen it")
+            raise
 
     # --- the end -----------------------------------------------------------------------------
 
@@ -269,28 +378,11 @@ class Core:
 
     def is_map_full(self, error: Exception) -> bool:
         """Whether a larger map would mend `error`."""
-        return isinstance(error, lmdb.MapFullError)
+        return isinstance(error, MapFullError)
 
     def translated(self, error: Exception) -> Exception:
         """The error of ours that says what the engine's `error` means; any other as it is."""
-        path = self.path
-        if not isinstance(error, lmdb.Error):
-            return error
-        if isinstance(error, _CORRUPT):
-            return CorruptionError(f"{path}: is damaged ({error}); restore it from a backup")
-        if isinstance(error, lmdb.BadValsizeError):
-            return LimitError(
-                f"{path}: a key is empty or longer than {LMDB_KEY_BYTES_MAX} bytes, or a value is too long"
-            )
-        if isinstance(error, lmdb.ReadersFullError):
-            return BusyError(
-                f"{path}: too many concurrent reads ({self.engine.max_readers()}); finish some, then retry"
-            )
-        if isinstance(error, lmdb.MemoryError):
-            return FileError(f"{path}: out of memory ({error}); write less at a time or allow this process more memory")
-        if isinstance(error, lmdb.PanicError):
-            return FileError(f"{path}: an earlier write failed ({error}); close and reopen it")
-        return datafile.file_error(path, error, "read or written")
+        return translated(self.path, error)
 
 
 _registry: dict[tuple[int, int], Core] = {}
@@ -328,112 +420,50 @@ def open_env(
     A read-only file whose lock file cannot be written is read without locks: it must not be written meanwhile.
     """
     path = os.path.realpath(path)
+    while True:
+        _follow_at(path)
+        with _registry_lock:
+            if create and not readonly and not os.path.lexists(path):
+                create_file(path)
+            core = _shared(path)
+            if core is None:
+                record = datafile.check(path, verify_pages)
+                if any((held.path, held.record, held.refusal) == (path, record, None) for held in _registry.values()):
+                    continue  # replaced by another process since
+                core = _open_core(path, record, readonly=readonly, durable=durable, map_bytes=map_bytes)
+            elif core.readonly and not readonly:
+                raise FileError(f"{path}: is open read-only in this process, as it was not writable; close it first")
+            core.handles += 1
+        return Env(core, path, readonly=readonly, durable=durable)
+
+
+def _follow_at(path: str) -> None:
+    """Let what this process has open at `path` go over to the file that is there now."""
     with _registry_lock:
-        if create and not readonly and not os.path.lexists(path):
-            _create(path)
-        core = _shared(path)
-        if core is None:
-            datafile.check(path, _verify)
-            core = _shared(path) or _open_core(path, readonly=readonly, durable=durable, map_bytes=map_bytes)
-            _registry[core.key] = core
-        elif core.readonly and not readonly:
-            raise FileError(f"{path}: is open read-only in this process, as it was not writable; close it first")
-        core.handles += 1
-    return Env(core, path, readonly=readonly, durable=durable)
+        cores = [core for core in _registry.values() if core.path == path]
+    for core in cores:
+        # One whose file was deleted stays as it is: its users are told, and not whoever opens another file.
+        with contextlib.suppress(FileError):
+            core.follow(patient=True)
+
+
+def _replaced_error(path: str) -> FileError:
+    return FileError(f"{path}: holds another file than the one that was opened; close it and open it again")
 
 
 def _shared(path: str) -> Core | None:
     try:
-        found = os.stat(path)
-    except OSError:
+        return _registry.get(datafile.key_at(path))
+    except FileError:
         return None
-    return _registry.get((found.st_dev, found.st_ino))
 
 
-def _create(path: str) -> None:
-    temporary = datafile.temporary_name(path)
-    record = datafile.encode_format(uuid.uuid4().hex, time.time_ns() // 1000)
-    try:
-        engine = lmdb.open(
-            temporary, subdir=False, lib_version=0, lock=False, map_size=_NEW_MAP_BYTES, max_dbs=0, mode=0o666
-        )
-        try:
-            with engine.begin(write=True) as txn:
-                txn.put(limits.NS_FORMAT, record)
-        finally:
-            engine.close()
-        # If another process was faster, its file is opened.
-        datafile.publish(temporary, path)
-    except (OSError, lmdb.Error) as error:
-        raise datafile.file_error(path, error, "created") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _open_core(path: str, *, readonly: bool, durable: bool, map_bytes: int | None) -> Core:
-    try:
-        fd, writable = os.open(path, os.O_RDWR | os.O_CLOEXEC), True
-    except OSError as error:
-        if not readonly:
-            raise datafile.file_error(path, error, "opened for writing") from error
-        fd, writable = os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
-    try:
-        engine = _open_engine(path, writable, readonly, durable, map_bytes or limits.MAP_SIZE_BYTES)
-        with contextlib.suppress(lmdb.Error):
-            engine.reader_check()
-        found = os.fstat(fd)
-        return Core(path, (found.st_dev, found.st_ino), engine, WriteLock(path, fd), durable)
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def _open_engine(path: str, writable: bool, readonly: bool, durable: bool, map_bytes: int) -> Any:
-    # A file that can be written is opened so even for a reader: a later writer of this process must share it.
-    ways = [{"readonly": False, "lock": True}] if writable else []
-    if readonly:
-        ways += [{"readonly": True, "lock": True}, {"readonly": True, "lock": False}]
-    while True:
-        try:
-            return lmdb.open(
-                path,
-                subdir=False,
-                create=False,
-                lib_version=0,
-                sync=True,
-                metasync=durable,
-                map_size=map_bytes,
-                max_readers=limits.READERS_MAX,
-                max_dbs=0,
-                max_spare_txns=16,
-                mode=0o666,
-                **ways[0],
-            )
-        except lmdb.MemoryError as error:
-            map_bytes //= 2
-            if map_bytes < limits.MAP_SIZE_MIN_BYTES:
-                raise datafile.file_error(
-                    path, error, "mapped; allow this process more address space (ulimit -v)"
-                ) from error
-        except lmdb.Error as error:
-            if "already open" in str(error):
-                raise FileError(
-                    f"{path}: its lock file is in use in this process, by a file since deleted or by other code; "
-                    "close that first"
-                ) from error
-            if error.code not in datafile.NOT_ALLOWED or len(ways) == 1:
-                raise datafile.file_error(path, error, "opened") from error
-            del ways[0]
-
-
-def _verify(path: str) -> list[str]:
-    from lmdb import verify
-
-    try:
-        return list(verify.verify(path, subdir=False))
-    except verify.VerifyError as error:
-        return [str(error)]
+def _open_core(path: str, record: bytes, *, readonly: bool, durable: bool, map_bytes: int | None) -> Core:
+    map_bytes = map_bytes or limits.MAP_SIZE_BYTES
+    engine, fd = open_files(path, readonly=readonly, durable=durable, map_bytes=map_bytes)
+    core = Core(path, record, engine, fd, durable, map_bytes)
+    _registry[core.key] = core
+    return core
 
 
 def _before_fork() -> None:
@@ -453,21 +483,7 @@ def _after_fork_in_child() -> None:
     for core in inherited:
         core.abandon()
     if inherited:
-        _let_child_reopen()
-
-
-def _let_child_reopen() -> None:
-    """Make lmdb forget the parent's open files: it would refuse them here, and the parent's must not be closed."""
-    envid = sys.modules.get("lmdb._envid")
-    original = getattr(envid, "env_keys", None)
-    if original is None or hasattr(original, "per_process"):
-        return
-
-    def env_keys(path: object, subdir: bool) -> tuple[object, ...]:
-        return tuple((os.getpid(), key) for key in original(path, subdir))
-
-    env_keys.per_process = True  # type: ignore[attr-defined]
-    envid.env_keys = env_keys  # type: ignore[union-attr]
+        let_child_reopen()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

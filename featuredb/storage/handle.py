@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import TYPE_CHECKING, TypeVar
 
 from featuredb import limits
-from featuredb.errors import ClosedError, FeatureDBError, FileError, ReadOnlyError
-from featuredb.storage import datafile
+from featuredb.errors import ClosedError, FeatureDBError, ReadOnlyError
+from featuredb.storage.rewrite import rewrite, write_copy
 from featuredb.storage.txn import ReadTxn, WriteTxn
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class Env:
         """
         core = self._writable()
         try:
-            core.lock.acquire(timeout_seconds)
+            core.acquire(timeout_seconds)
             try:
                 yield
             finally:
@@ -82,51 +81,46 @@ class Env:
         FileError
             The disk is full, or the map cannot grow.
         """
-        core = self._writable()
-        if core.lock.owner != get_ident():
-            raise FeatureDBError(f"{self.path}: write() needs the write lock; call it inside `with env.writer():`")
+        core = self._locked()
         self._refuse_inside_write(core)
         result = core.commit(fn)
         if durable and self._durable and not core.durable:
             core.sync()
         return result
 
-    def copy(self, path: str, compact: bool) -> None:
-        """Write a snapshot to the new file `path`; with `compact`, without free pages.
+    def copy(self, path: str) -> None:
+        """Write a snapshot to the new file `path`, without free pages or anything that was removed.
 
         Raises
         ------
         FileError
             `path` exists, or its folder does not, or the disk is full.
         """
-        core = self._usable()
-        self._refuse_inside_write(core)
-        target = os.path.realpath(path)
-        temporary = datafile.temporary_name(target)
-        if os.path.lexists(target):
-            raise FileError(f"{target}: exists already; choose another name or delete it")
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            try:
-                with self.read():
-                    core.copy(fd, compact)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            if not datafile.publish(temporary, target):
-                raise FileError(f"{target}: exists already; choose another name or delete it")
-        except OSError as error:
-            raise datafile.file_error(target, error, "written") from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        self._refuse_inside_write(self.core)
+        write_copy(self, path)
+
+    def rewrite(self) -> None:
+        """Put such a copy in the place of the file, under all who have it open. `writer` must be held.
+
+        Handles of this process go on with the new file, those of others with their next call. Until then, and until
+        the reads that they have open end, the old file takes up space beside it.
+
+        Raises
+        ------
+        BusyError
+            A read of this process stays open.
+        FileError
+            The disk is full, or the folder cannot be written. Nothing has changed.
+        """
+        self._refuse_inside_write(self._locked())
+        rewrite(self)
 
     def space(self) -> dict[str, int]:
         """Bytes of the file, its pages and its map; and how many reader slots are in use.
 
         ``free_bytes`` counts pages that are free for reuse, and the few that list them.
         """
-        core = self._usable()
+        core = self.core
         with self.read():
             return core.space()
 
@@ -136,7 +130,15 @@ class Env:
         if core is not None:
             core.release()
 
-    def _usable(self) -> Core:
+    def _locked(self) -> Core:
+        core = self._writable()
+        if core.lock.owner != get_ident():
+            raise FeatureDBError(f"{self.path}: write() needs the write lock; call it inside `with env.writer():`")
+        return core
+
+    @property
+    def core(self) -> Core:
+        """What the handles of the file share, if this one may be used."""
         core = self._core
         if core is None:
             raise closed_error(self.path)
@@ -146,7 +148,7 @@ class Env:
         return core
 
     def _writable(self) -> Core:
-        core = self._usable()
+        core = self.core
         if self._readonly or core.readonly:
             raise ReadOnlyError(f"{self.path}: is open read-only; open it without read_only to write")
         return core

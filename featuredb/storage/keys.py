@@ -44,6 +44,16 @@ def _decode_fixed(raw: NDArray[np.uint8], dtype: DType) -> NDArray[Any]:
     return values
 
 
+def key_words(columns: Sequence[Column], rows: slice) -> NDArray[np.uint64]:
+    """The key bytes of some rows as big-endian integers, for keys of a fixed width of at most 8 bytes in all."""
+    words = np.zeros(0, dtype=np.uint64)
+    for place, column in enumerate(columns):
+        width = column.dtype.numpy.itemsize
+        part = column.data[rows].view(f"u{width}") ^ np.array(_sign_bit(column.dtype), f"u{width}")
+        words = part.astype(np.uint64) if not place else (words << np.uint64(8 * width)) | part
+    return words
+
+
 def _escape(heap: Heap) -> Heap:
     """Every entry escaped and terminated."""
     lengths = np.diff(heap.offsets)

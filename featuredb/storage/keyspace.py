@@ -17,6 +17,23 @@ from featuredb.columns import Heap
 from featuredb.errors import CorruptionError, LimitError
 from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_KEY
 from featuredb.storage.env import ReadTxn, WriteTxn
+from featuredb.storage.records import pack, unpack
+
+
+def _pack_codes(keys: Sequence[bytes], codes: NDArray[np.int32]) -> list[bytes]:
+    """The value of each key in the tree: its code, little-endian, and the checksum of both."""
+    words = np.empty((len(keys), 2), dtype="<u4")
+    words[:, 0] = codes
+    packed = words[:, 0].copy().view("V4").tolist()
+    words[:, 1] = np.fromiter(map(zlib.crc32, map(bytes.__add__, keys, packed)), dtype=np.uint32, count=len(keys))
+    return words.view("V8").reshape(-1).tolist()
+
+
+def code_of(key: bytes, raw: memoryview) -> int | None:
+    """The code that is stored for `key`, None if it is damaged."""
+    if len(raw) != 8 or zlib.crc32(key + bytes(raw[:4])) != int.from_bytes(raw[4:], "little"):
+        return None
+    return int.from_bytes(raw[:4], "little")
 
 
 def _pack_block(keys: Heap) -> bytes:
@@ -39,7 +56,11 @@ def _unpack_block(raw: memoryview, what: str) -> Heap:
 
 
 class KeySpace:
-    """The dictionary of one tuple of entities. Codes are 0, 1, 2, ... in order of arrival, for good."""
+    """The dictionary of one tuple of entities. Codes are 0, 1, 2, ... in order of arrival, each given once.
+
+    The code of a key that was forgotten has no key any more: its bytes in the block are none, which no key's are.
+    How often keys were forgotten is the `generation`, for a key that came again since has another code.
+    """
 
     def __init__(self, space_id: int) -> None:
         self.id = space_id
@@ -49,8 +70,24 @@ class KeySpace:
     def _block_name(self, block: int) -> str:
         return f"block {block} of key space {self.id}"
 
+    def _forgetting(self, txn: ReadTxn) -> tuple[int, int]:
+        # Shorter than the keys of blocks, and so none of them.
+        raw = txn.get(self._block_prefix)
+        if raw is None:
+            return 0, 0
+        generation, forgotten = unpack(raw, f"the generation of key space {self.id}")
+        return generation, forgotten
+
+    def generation(self, txn: ReadTxn) -> int:
+        """How often keys have been forgotten."""
+        return self._forgetting(txn)[0]
+
+    def forgotten(self, txn: ReadTxn) -> int:
+        """Number of codes without a key."""
+        return self._forgetting(txn)[1]
+
     def count(self, txn: ReadTxn) -> int:
-        """Number of keys."""
+        """Number of codes given."""
         last = txn.last(self._block_prefix)
         if last is None:
             return 0
@@ -59,12 +96,13 @@ class KeySpace:
 
     def lookup(self, txn: ReadTxn, keys: Sequence[bytes]) -> NDArray[np.int32]:
         """The code of each key, -1 where unknown."""
-        found = txn.get_many([self._key_prefix + key for key in keys])
-        raw = b"".join([value for _, value in found])
-        stored = np.frombuffer(raw if len(raw) == 4 * len(found) else b"\xff" * 4, dtype="<u4")
-        if len(stored) and stored.max() >= ENTITIES_MAX:
-            raise CorruptionError(f"a code of key space {self.id} is damaged; restore the file from a backup")
-        known = dict(zip([bytes(key[5:]) for key, _ in found], stored.tolist(), strict=True))
+        known: dict[bytes, int] = {}
+        for name, raw in txn.get_many([self._key_prefix + key for key in keys]):
+            key = bytes(name[5:])
+            code = code_of(key, raw)
+            if code is None:
+                raise CorruptionError(f"a code of key space {self.id} is damaged; restore the file from a backup")
+            known[key] = code
         return np.fromiter((known.get(key, -1) for key in keys), dtype=np.int32, count=len(keys))
 
     def append(self, txn: WriteTxn, keys: Heap) -> NDArray[np.int32]:
@@ -74,8 +112,10 @@ class KeySpace:
             raise LimitError(f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys")
         raw = keys.tolist()
         codes = np.arange(first, first + len(keys), dtype=np.int32)
-        packed = codes.astype("<u4").view("V4").tolist()
-        txn.put_many(sorted(zip(map(self._key_prefix.__add__, raw), packed, strict=True)))
+        packed = _pack_codes(raw, codes)
+        # Pages are filled in key order.
+        order = sorted(range(len(raw)), key=raw.__getitem__)
+        txn.put_many((self._key_prefix + raw[place], packed[place]) for place in order)
         done = 0
         while done < len(keys):
             block, used = divmod(first + done, KEYS_PER_BLOCK)
@@ -88,6 +128,22 @@ class KeySpace:
             txn.put(key, _pack_block(Heap.of(held + raw[done : done + step])))
             done += step
         return codes
+
+    def forget(self, txn: WriteTxn, codes: NDArray[np.int32]) -> None:
+        """Take the keys from `codes`: ascending, none of them without one."""
+        for part in np.split(codes, np.flatnonzero(np.diff(codes // KEYS_PER_BLOCK)) + 1):
+            block = int(part[0]) // KEYS_PER_BLOCK
+            at = self._block_prefix + block.to_bytes(4, "big")
+            stored = txn.get(at)
+            if stored is None:
+                raise CorruptionError(f"{self._block_name(block)} is missing; restore the file from a backup")
+            keys = _unpack_block(stored, self._block_name(block)).tolist()
+            for place in (part % KEYS_PER_BLOCK).tolist():
+                txn.delete(self._key_prefix + keys[place])
+                keys[place] = b""
+            txn.put(at, _pack_block(Heap.of(keys)))
+        generation, forgotten = self._forgetting(txn)
+        txn.put(self._block_prefix, pack([generation + 1, forgotten + len(codes)]))
 
     def blocks(self, txn: ReadTxn, first_block: int = 0) -> Iterator[Heap]:
         """The keys in code order, a block at a time, from block `first_block` on."""

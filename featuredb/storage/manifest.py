@@ -19,7 +19,7 @@ DEAD = 0xFFFF_FFF5
 class SegmentRef:
     """A live segment as its manifest names it.
 
-    ``crc`` is the checksum of its descriptor, which in turn holds those of its chunks. ``dead_count``
+    ``crc`` is that of its descriptor, which in turn holds the checksums of its chunks. ``dead_count``
     rows were replaced by later ingests; their positions are chunk ``dead_version`` of the dead list.
     """
 
@@ -28,7 +28,7 @@ class SegmentRef:
     rows: int
     dead_version: int = 0
     dead_count: int = 0
-    dead_crc: int = 0
+    dead_checksum: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def write_manifest(txn: WriteTxn, manifest: Manifest) -> None:
 
 def _packed(manifest: Manifest) -> bytes:
     segments = [
-        [ref.id, ref.crc, ref.rows, ref.dead_version, ref.dead_count, ref.dead_crc] for ref in manifest.segments
+        [ref.id, ref.crc, ref.rows, ref.dead_version, ref.dead_count, ref.dead_checksum] for ref in manifest.segments
     ]
     return pack([manifest.next_segment_id, segments])
 

@@ -13,12 +13,12 @@ from featuredb.limits import BATCH_BYTES_TARGET, NS_DEFINITION, TABLES_MAX
 from featuredb.schema import DTYPES, Alias, Definition, DType, Entity, Feature, FeatureService, FeatureTable
 from featuredb.sources import source_from_record
 from featuredb.storage.env import ReadTxn, WriteTxn
+from featuredb.storage.moving import STATE_KEY
 from featuredb.storage.records import pack, unpack
 from featuredb.storage.references import TableUse, resolve
 
 D = TypeVar("D")
 
-_STATE = NS_DEFINITION + b"#"
 _ENTITY, _TABLE, _SERVICE, _SPACE = (NS_DEFINITION + kind for kind in (b"e", b"t", b"s", b"k"))
 
 
@@ -154,16 +154,17 @@ def _table_of(name: str, record: Mapping[str, Any]) -> StoredTable:
 
 def registry_state(txn: ReadTxn) -> bytes:
     """A mark of the definitions in this transaction: it differs after every change of them."""
-    raw = txn.get(_STATE)
+    raw = txn.get(STATE_KEY)
     return b"" if raw is None else bytes(raw)
 
 
 def read_registry(txn: ReadTxn) -> Registry:
     """Every definition of the file."""
-    raw = txn.get(_STATE)
+    raw = txn.get(STATE_KEY)
     if raw is None:
         return Registry()
-    version, next_id = unpack(raw, "the registry's state")
+    # What may follow says that the file is about to be replaced, see `storage.moving`.
+    version, next_id, *_ = unpack(raw, "the registry's state")
 
     def records(prefix: bytes, kind: str) -> Iterable[tuple[str, Any]]:
         for key, value in txn.scan(prefix):
@@ -195,7 +196,7 @@ def write_registry(txn: WriteTxn, old: Registry, new: Registry) -> None:
                 txn.put(prefix + name.encode(), pack(record(definition)))
     for entities, number in new.spaces.items():
         txn.put(_SPACE + "/".join(entities).encode(), pack(number))
-    txn.put(_STATE, pack([old.version + 1, new.next_id]))
+    txn.put(STATE_KEY, pack([old.version + 1, new.next_id]))
 
 
 def _entity_record(entity: Entity) -> dict[str, Any]:

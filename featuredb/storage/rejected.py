@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from featuredb.limits import NS_REJECTED, REJECTED_ROWS_MAX
@@ -83,6 +83,17 @@ def are_newest(txn: ReadTxn, table_id: int, rows: Sequence[RejectedRow]) -> bool
 
 def _content(row: RejectedRow) -> tuple[object, ...]:
     return row.row, row.column, row.value, row.reason
+
+
+def drop_rejected(txn: WriteTxn, table_id: int, unwanted: Callable[[RejectedRow], bool]) -> int:
+    """Forget some rejected rows of a table; returns how many."""
+    rows = list(rejected_rows(txn, table_id))
+    kept = [row for row in rows if not unwanted(row)]
+    if len(kept) < len(rows):
+        # Anew from the first number on, for numbers have no gaps.
+        clear_rejected(txn, table_id)
+        add_rejected(txn, table_id, kept)
+    return len(rows) - len(kept)
 
 
 def clear_rejected(txn: WriteTxn, table_id: int) -> int:

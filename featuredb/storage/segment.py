@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, Heap, concat, null_column
 from featuredb.errors import CorruptionError
-from featuredb.limits import SEGMENTS_HELD_MAX
+from featuredb.limits import NS_FORMAT, SEGMENTS_HELD_MAX
 from featuredb.schema import DTYPES, DType
-from featuredb.storage.env import ReadTxn
+from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, segment_key
 from featuredb.storage.records import unpack
 
@@ -33,9 +33,9 @@ SYSTEM_DTYPES = {EVENT: "int64", CREATED: "int64", COMMIT: "int64", CODES: "int3
 class ColumnInfo:
     """How one column of a segment is stored.
 
-    ``encoding`` is ``plain`` (fixed-width values), ``constant`` (one value, no chunk), ``null`` (only
-    nulls, no chunk), ``dictionary`` (codes, and one heap for the segment) or ``heap`` (a heap a chunk).
-    ``chunks`` maps (chunk, part) to (bytes, crc).
+    ``encoding`` is ``packed`` (integers of `width` bits; the values are ``(base + integer) / 10**exponent``),
+    ``plain`` (fixed-width values), ``null`` (only nulls, no chunk), ``dictionary`` (packed entry numbers, and one
+    heap for the segment) or ``heap`` (a heap a chunk). ``chunks`` maps (chunk, part) to (bytes, checksum).
     """
 
     id: int
@@ -43,12 +43,19 @@ class ColumnInfo:
     encoding: str
     chunk_rows: int
     null_count: int
-    constant: int
+    width: int
+    base: int
+    exponent: int
     chunks: Mapping[tuple[int, int], tuple[int, int]]
 
     @property
     def nbytes(self) -> int:
         return sum(size for size, _ in self.chunks.values())
+
+    @property
+    def constant(self) -> int | None:
+        """The integer that all rows have, None if they differ."""
+        return self.base if self.encoding == "packed" and self.width == 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +84,10 @@ def read_info(txn: ReadTxn, table_id: int, ref: SegmentRef) -> SegmentInfo:
         raise CorruptionError(f"{what} is missing or damaged; restore the file from a backup")
     (rows, event_min, event_max, code_min, code_max), stored = unpack(raw, what)
     columns = {}
-    for column_id, dtype, encoding, chunk_rows, nulls, constant, chunks in stored:
-        refs = {(chunk, part): (size, crc) for chunk, part, size, crc in chunks}
-        columns[column_id] = ColumnInfo(column_id, DTYPES[dtype], encoding, chunk_rows, nulls, constant, refs)
+    for column_id, dtype, encoding, chunk_rows, nulls, width, base, exponent, chunks in stored:
+        refs = {(chunk, part): (size, expected) for chunk, part, size, expected in chunks}
+        facts = (encoding, chunk_rows, nulls, width, base, exponent)
+        columns[column_id] = ColumnInfo(column_id, DTYPES[dtype], *facts, refs)
     return SegmentInfo(table_id, ref.id, rows, event_min, event_max, code_min, code_max, columns)
 
 
@@ -88,6 +96,39 @@ def frozen(values: NDArray[Any]) -> NDArray[Any]:
     view = values.view()
     view.flags.writeable = False
     return view
+
+
+def address_of(raw: memoryview) -> int:
+    """Where the bytes begin in memory."""
+    return int(np.frombuffer(raw, dtype=np.uint8).__array_interface__["data"][0])
+
+
+def checksum(raw: memoryview | bytes) -> int:
+    """The checksum of a chunk: XXH64, as CRC-32 would take most of the time of a first join."""
+    from featuredb.storage import kernels
+
+    data = np.frombuffer(raw, dtype=np.uint8)
+    words = data[: len(data) & ~7]
+    if words.__array_interface__["data"][0] % 8:
+        words = words.copy()
+    return int(kernels.xxh64(frozen(words.view(np.uint64)), frozen(data[len(words) :])))
+
+
+def words_of(values: int, width: int) -> int:
+    """64-bit words of that many packed values of `width` bits: one more than they take, none without bits."""
+    return (values * width + 63) // 64 + 1 if width else 0
+
+
+def unpacked(words: NDArray[np.uint64], column: ColumnInfo, rows: int) -> NDArray[np.uint64]:
+    """The integers of a chunk, negative ones as two's complement."""
+    from featuredb.storage import kernels
+
+    base = np.uint64(column.base % (1 << 64))
+    if column.width == 0:
+        return np.full(rows, base, dtype=np.uint64)
+    out = np.empty(rows, dtype=np.uint64)
+    kernels.unpack(words, base, column.width, out)
+    return out
 
 
 class SegmentReader:
@@ -103,51 +144,85 @@ class SegmentReader:
         Its descriptor.
     verified : set
         Chunks whose checksum this process has already checked; a chunk is checked when first touched.
+    views : dict
+        For whoever reads by address: what is known of where chunks lie, as long as they lie there.
     """
 
-    def __init__(self, txn: ReadTxn, ref: SegmentRef, info: SegmentInfo, verified: set[tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        txn: ReadTxn,
+        ref: SegmentRef,
+        info: SegmentInfo,
+        verified: set[tuple[int, ...]],
+        views: dict[tuple[int, ...], Any],
+    ) -> None:
         self._txn = txn
         self._verified = verified
+        self.views = views
         self.ref = ref
         self.info = info
         self.rows = info.rows
 
+    def _key(self, column_id: int, chunk: int, part: int) -> bytes:
+        prefix = chunk_prefix(self.info.table_id, self.ref.id) + column_id.to_bytes(4, "big")
+        return prefix + chunk.to_bytes(4, "big") + bytes([part])
+
     def _raw(self, column: ColumnInfo, chunk: int, part: int, dtype: str) -> NDArray[Any]:
-        size, crc = column.chunks[chunk, part]
-        key = chunk_prefix(self.info.table_id, self.ref.id) + column.id.to_bytes(4, "big")
-        return self._checked(key + chunk.to_bytes(4, "big") + bytes([part]), size, crc, dtype)
+        size, expected = column.chunks[chunk, part]
+        return self._checked(self._key(column.id, chunk, part), size, expected, dtype)
 
     def chunk_fault(self, column_id: int, chunk: int, part: int) -> str | None:
         """What is wrong with the bytes of a chunk, None if they are those its descriptor names."""
-        size, crc = self.info.columns[column_id].chunks[chunk, part]
-        key = chunk_prefix(self.info.table_id, self.ref.id) + column_id.to_bytes(4, "big")
-        return self._fault(key + chunk.to_bytes(4, "big") + bytes([part]), size, crc)[1]
+        size, expected = self.info.columns[column_id].chunks[chunk, part]
+        return self._fault(self._key(column_id, chunk, part), size, expected)[1]
 
-    def _fault(self, key: bytes, size: int, crc: int) -> tuple[memoryview, str | None]:
+    def stored(self, column_id: int, chunk: int, part: int) -> memoryview:
+        """The bytes of a chunk as they lie in the file: of the right length, and perhaps not yet checked."""
+        size, _ = self.info.columns[column_id].chunks[chunk, part]
+        key = self._key(column_id, chunk, part)
+        raw = self._txn.get(key)
+        if raw is None or len(raw) != size:
+            raise self._chunk_error(key, "is missing" if raw is None else f"has {len(raw)} bytes instead of {size}")
+        return raw
+
+    def is_checked(self, column_id: int, chunk: int, part: int) -> bool:
+        """Whether this process has checked the checksum of a chunk."""
+        _, expected = self.info.columns[column_id].chunks[chunk, part]
+        return (int.from_bytes(self._key(column_id, chunk, part)[1:], "big"), expected) in self._verified
+
+    def check(self, column_id: int, chunk: int, part: int) -> None:
+        """Check the checksum of a chunk, unless this process has; from any thread."""
+        size, expected = self.info.columns[column_id].chunks[chunk, part]
+        self._checked(self._key(column_id, chunk, part), size, expected, "u1")
+
+    def _fault(self, key: bytes, size: int, expected: int) -> tuple[memoryview, str | None]:
         raw = self._txn.get(key)
         if raw is None:
             return memoryview(b""), "is missing"
         if len(raw) != size:
             return raw, f"has {len(raw)} bytes instead of {size}"
-        seen = (int.from_bytes(key[1:], "big"), crc)
+        seen = (int.from_bytes(key[1:], "big"), expected)
         if seen not in self._verified:
-            if zlib.crc32(raw) != crc:
+            if checksum(raw) != expected:
                 return raw, "is damaged: its checksum does not match"
             self._verified.add(seen)
         return raw, None
 
-    def _checked(self, key: bytes, size: int, crc: int, dtype: str) -> NDArray[Any]:
-        raw, fault = self._fault(key, size, crc)
+    def _checked(self, key: bytes, size: int, expected: int, dtype: str) -> NDArray[Any]:
+        raw, fault = self._fault(key, size, expected)
         if fault is not None:
-            raise CorruptionError(
-                f"table {self.info.table_id}, segment {self.ref.id}: chunk {key.hex()} {fault}; "
-                "run `featuredb verify`, and restore the file from a backup"
-            )
+            raise self._chunk_error(key, fault)
         values = np.frombuffer(raw, dtype=dtype)
         # Small chunks share a page with others and may lie at any even address; kernels want alignment, and so
         # do the elements of vectors, which the flag of a void array does not tell.
         aligned = values.flags.aligned and (dtype[-1:] == "1" or values.__array_interface__["data"][0] % 8 == 0)
         return values if aligned else frozen(values.copy())
+
+    def _chunk_error(self, key: bytes, fault: str) -> CorruptionError:
+        return CorruptionError(
+            f"table {self.info.table_id}, segment {self.ref.id}: chunk {key.hex()} {fault}; "
+            "run `featuredb verify`, and restore the file from a backup"
+        )
 
     def chunk_bounds(self, column_id: int) -> list[tuple[int, int]]:
         """First and last + 1 row of each chunk of a column."""
@@ -156,25 +231,32 @@ class SegmentReader:
 
     def _expect(self, values: NDArray[Any], rows: int, column: ColumnInfo) -> NDArray[Any]:
         if len(values) != rows:
-            raise CorruptionError(
-                f"table {self.info.table_id}, segment {self.ref.id}, column {column.id}: "
-                f"a chunk has {len(values)} values instead of {rows}"
-            )
+            raise self.damaged(column, f"a chunk has {len(values)} values instead of {rows}")
         return values
 
+    def damaged(self, column: ColumnInfo, what: str) -> CorruptionError:
+        """What to raise if a column is not as it must be."""
+        return CorruptionError(f"table {self.info.table_id}, segment {self.ref.id}, column {column.id}: {what}")
+
+    def words(self, column: ColumnInfo, chunk: int, rows: int) -> NDArray[np.uint64]:
+        """The packed values of a chunk: value `i` begins at bit ``i * width``, and one word follows the last."""
+        if not column.width:
+            return frozen(np.zeros(0, dtype=np.uint64))
+        if not 0 < column.width <= 64:
+            raise self.damaged(column, f"its values have {column.width} bits")
+        found = self._raw(column, chunk, DATA, "<u8")
+        return self._expect(found, words_of(rows, column.width), column)
+
     def system(self, column_id: int, chunk: int) -> NDArray[np.int64] | int:
-        """One chunk of a system column, or the one value of a constant column."""
+        """One chunk of the event, created or commit column, or the one value that all rows have."""
         column = self.info.columns[column_id]
-        if column.encoding == "constant":
+        if column.constant is not None:
             return column.constant
-        values = self._raw(column, chunk, DATA, SYSTEM_DTYPES[column_id])
-        first, stop = chunk * column.chunk_rows, min((chunk + 1) * column.chunk_rows, self.rows)
-        return values if column_id in (CODES, STARTS) else self._expect(values, stop - first, column)
+        first, stop = self.chunk_bounds(column_id)[chunk]
+        return self._values(column, chunk, stop - first)
 
     def _index(self, column_id: int) -> NDArray[np.int32]:
         column = self.info.columns[column_id]
-        if column.encoding == "constant":
-            return frozen(np.array([column.constant], dtype=np.int32))
         count = 1 + max(chunk for chunk, _ in column.chunks)
         parts = [self._raw(column, chunk, DATA, "int32") for chunk in range(count)]
         return parts[0] if len(parts) == 1 else frozen(np.concatenate(parts))
@@ -191,7 +273,7 @@ class SegmentReader:
         if not self.ref.dead_count:
             return np.zeros(0, dtype=np.int32)
         key = dead_key(self.info.table_id, self.ref.id, self.ref.dead_version)
-        return self._checked(key, 4 * self.ref.dead_count, self.ref.dead_crc, "int32")
+        return self._checked(key, 4 * self.ref.dead_count, self.ref.dead_checksum, "int32")
 
     def feature_chunks(self, column_id: int) -> Iterator[tuple[int, int, Column]]:
         """Every chunk of a feature column as (first row, last row + 1, column)."""
@@ -206,6 +288,10 @@ class SegmentReader:
         heap = self._heap(column, 0) if column.encoding == "dictionary" else None
         first, stop = self.chunk_bounds(column_id)[chunk]
         return self._feature_chunk(column, chunk, stop - first, heap)
+
+    def dictionary(self, column_id: int) -> Heap:
+        """The entries of a column with encoding ``dictionary``."""
+        return self._heap(self.info.columns[column_id], 0)
 
     def _heap(self, column: ColumnInfo, chunk: int) -> Heap:
         offsets = self._raw(column, chunk, OFFSETS, "<u4").astype(np.int64)
@@ -225,16 +311,25 @@ class SegmentReader:
             own = self._heap(column, chunk)
             data = self._expect(np.arange(len(own), dtype=np.int32), rows, column)
             return Column(column.dtype, data, valid, own)
-        if heap is None:
-            return Column(column.dtype, self._data(column, chunk, rows, column.dtype.numpy.str), valid)
-        width = column.chunks[chunk, DATA][0] // max(rows, 1)
-        codes = self._data(column, chunk, rows, f"<u{width}" if width in (1, 2, 4) else "u1")
-        if len(codes) and codes.max() >= len(heap):
-            raise CorruptionError(f"table {self.info.table_id}, segment {self.ref.id}: a code is not in its dictionary")
-        return Column(column.dtype, codes.astype(np.int32), valid, heap)
+        data = self._values(column, chunk, rows)
+        if heap is not None and len(data) and data.view(np.uint32).max() >= len(heap):
+            raise self.damaged(column, "an entry number is not in its dictionary")
+        if valid is not None and column.encoding != "plain":
+            # What is packed under a null is the base.
+            data[~valid] = 0
+        return Column(column.dtype, data, valid, heap)
 
-    def _data(self, column: ColumnInfo, chunk: int, rows: int, dtype: str) -> NDArray[Any]:
-        return self._expect(self._raw(column, chunk, DATA, dtype), rows, column)
+    def _values(self, column: ColumnInfo, chunk: int, rows: int) -> NDArray[Any]:
+        """The values of a chunk, or of a dictionary its entry numbers."""
+        dtype = column.dtype.numpy
+        if column.encoding == "plain":
+            return self._expect(self._raw(column, chunk, DATA, dtype.str), rows, column)
+        integers = unpacked(self.words(column, chunk, rows), column, rows)
+        if dtype.kind == "f":
+            return (integers.view(np.int64) / 10.0**column.exponent).astype(dtype, copy=False)
+        if dtype.kind == "b":
+            return integers.astype(np.uint8).view(np.bool_)
+        return integers.view(np.int64).astype(dtype, copy=False) if dtype != np.uint64 else integers
 
     def read_feature(self, column_id: int, dtype: DType) -> Column:
         """A whole feature column; nulls if the segment is older than the feature."""
@@ -245,8 +340,8 @@ class SegmentReader:
     def read_system(self, column_id: int) -> NDArray[np.int64]:
         """A whole system column (event, created or commit)."""
         column = self.info.columns[column_id]
-        if column.encoding == "constant":
-            return np.full(self.rows, column.constant, dtype=np.int64)
+        if column.constant is not None:
+            return np.broadcast_to(np.int64(column.constant), self.rows)
         chunks = range(len(self.chunk_bounds(column_id)))
         return np.concatenate([np.asarray(self.system(column_id, chunk)) for chunk in chunks])
 
@@ -257,6 +352,8 @@ class SegmentCache:
     def __init__(self) -> None:
         self._infos: dict[tuple[int, int, int], SegmentInfo] = {}
         self._verified: set[tuple[int, ...]] = set()
+        # Where chunks lie, as of one commit: what it was, where its first entry lay, and the views.
+        self._views: tuple[int, int, dict[tuple[int, ...], Any]] = (-1, 0, {})
 
     def reader(self, txn: ReadTxn, table_id: int, ref: SegmentRef) -> SegmentReader:
         """A reader of the segment `ref` in `txn`."""
@@ -267,4 +364,19 @@ class SegmentCache:
         info = self._infos.get(key)
         if info is None:
             info = self._infos[key] = read_info(txn, table_id, ref)
-        return SegmentReader(txn, ref, info, self._verified)
+        return SegmentReader(txn, ref, info, self._verified, self._views_in(txn))
+
+    def _views_in(self, txn: ReadTxn) -> dict[tuple[int, ...], Any]:
+        """Views that hold in `txn`. As long as nothing is committed, every chunk stays where it is.
+
+        Another commit may move small chunks, and put others where removed ones lay. The map as a whole moves when
+        it grows, which the address of the file's first entry tells. What a transaction writes has no lasting place.
+        """
+        if isinstance(txn, WriteTxn):
+            return {}
+        first = txn.get(NS_FORMAT)
+        commit, address = txn.id(), 0 if first is None else address_of(first)
+        held = self._views
+        if held[:2] != (commit, address):
+            held = self._views = (commit, address, {})
+        return held[2]

@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Column, Heap
-from featuredb.errors import LimitError
-from featuredb.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, CHUNK_ROWS_MAX
+from featuredb.columns import Column
+from featuredb.limits import STAGE_BYTES
 from featuredb.schema import DTYPES
-from featuredb.storage.env import WriteTxn
-from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, drop_dead, segment_key
+from featuredb.storage.encode import Plan, plan
+from featuredb.storage.env import Env, WriteTxn
+from featuredb.storage.manifest import (
+    SegmentRef,
+    chunk_prefix,
+    dead_key,
+    drop_dead,
+    segment_key,
+    stage_segment,
+)
 from featuredb.storage.records import pack
 from featuredb.storage.segment import (
-    BYTES,
     CODES,
     COMMIT,
     CREATED,
-    DATA,
     EVENT,
-    OFFSETS,
     STARTS,
     SYSTEM_DTYPES,
-    VALID,
     ColumnInfo,
     SegmentInfo,
+    checksum,
 )
+from featuredb.threads import in_order, over_items, ranges
+
+
+def uniform(value: int, rows: int) -> NDArray[np.int64]:
+    """`rows` times the same value, which takes no memory."""
+    return np.broadcast_to(np.int64(value), rows)
+
+
+def is_uniform(values: NDArray[np.int64]) -> bool:
+    """Whether all are the same, as `uniform` made them."""
+    return len(values) > 0 and values.strides == (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +54,8 @@ class Rows:
     """History rows in memory, sorted by (code, event, created): what a segment is written from.
 
     ``codes`` is int32, ``event``, ``created`` (`ABSENT_US` where absent) and ``commit`` int64, all of
-    shape (n,); ``columns`` maps feature ids to columns of n values.
+    shape (n,); ``columns`` maps feature ids to columns of n values. With ``places`` (int32) the values of row `i`
+    are those of row ``places[i]`` of the columns, which stay as they came until they are written.
     """
 
     codes: NDArray[np.int32]
@@ -46,147 +63,133 @@ class Rows:
     created: NDArray[np.int64]
     commit: NDArray[np.int64]
     columns: Mapping[int, Column]
+    places: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
 
+    def where(self, mask: NDArray[np.bool_]) -> Rows:
+        """The rows of the mask, their values where they are."""
+        places = np.flatnonzero(mask).astype(np.int32) if self.places is None else self.places[mask]
+        return self._at(mask, self.columns, places)
+
     def take(self, rows: NDArray[Any] | slice) -> Rows:
-        return Rows(
-            self.codes[rows],
-            self.event[rows],
-            self.created[rows],
-            self.commit[rows],
-            {name: column.take(rows) for name, column in self.columns.items()},  # type: ignore[arg-type]
-        )
+        """The rows at these positions (or of a mask or slice), with columns of just these."""
+        at = rows if self.places is None else self.places[rows]
+        return self._at(rows, {name: column.take(at) for name, column in self.columns.items()}, None)
+
+    def gathered(self) -> Rows:
+        """The rows with their values in order."""
+        return self if self.places is None else self.take(slice(None))
+
+    def _at(self, rows: NDArray[Any] | slice, columns: Mapping[int, Column], places: NDArray[np.int32] | None) -> Rows:
+        created, commit = _taken(self.created, rows), _taken(self.commit, rows)
+        return Rows(self.codes[rows], self.event[rows], created, commit, columns, places)
 
 
-class _ColumnWriter:
-    """Puts the chunks of one column and remembers their lengths and checksums."""
-
-    def __init__(self, put: Callable[[bytes, bytes | memoryview], None], prefix: bytes, column_id: int) -> None:
-        self._put = put
-        self._prefix = prefix + column_id.to_bytes(4, "big")
-        self.chunks: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def put(self, chunk: int, part: int, values: NDArray[Any]) -> None:
-        raw = np.ascontiguousarray(values).view(np.uint8).data if values.size else memoryview(b"")
-        if len(raw) > CHUNK_BYTES_MAX:
-            raise LimitError(f"a column chunk of {len(raw)} bytes exceeds {CHUNK_BYTES_MAX}; ingest in smaller batches")
-        self._put(self._prefix + chunk.to_bytes(4, "big") + bytes([part]), raw)
-        self.chunks[chunk, part] = (len(raw), zlib.crc32(raw))
-
-
-def _chunk_rows(row_bytes: float) -> int:
-    return int(min(CHUNK_ROWS_MAX, max(1, CHUNK_BYTES_TARGET // max(row_bytes, 1))))
-
-
-def _distinct(column: Column) -> Column:
-    """The column with a heap of distinct entries, if it had few enough to try."""
-    heap = column.heap
-    if heap is None or len(heap) > max(1024, len(column) // 2):
-        return column
-    values = heap.tolist()
-    places: dict[bytes, int] = {}
-    renumbered = [places.setdefault(value, len(places)) for value in values]
-    if len(places) == len(values):
-        return column
-    data = np.array(renumbered, dtype=column.dtype.numpy)[column.data] if values else column.data
-    if column.valid is not None:
-        data = np.where(column.valid, data, 0).astype(column.dtype.numpy)
-    return Column(column.dtype, data, column.valid, Heap.of(list(places)))
-
-
-def _write_heaps(writer: _ColumnWriter, column: Column, heap: Heap) -> int:
-    """Chunks that each hold their own values in row order; returns the rows of a chunk."""
-    rows = len(column)
-    lengths = np.diff(heap.offsets)[column.data] if len(heap) else np.zeros(rows, dtype=np.int64)
-    if column.valid is not None:
-        lengths = np.where(column.valid, lengths, 0)
-    chunk_rows = _chunk_rows(4 + lengths.sum() / rows)
-    starts = np.zeros(rows + 1, dtype=np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    while chunk_rows > 1 and np.diff(starts[np.r_[0:rows:chunk_rows, rows]]).max() > 4 * CHUNK_BYTES_TARGET:
-        chunk_rows //= 2
-    for chunk, first in enumerate(range(0, rows, chunk_rows)):
-        stop = min(first + chunk_rows, rows)
-        bounds = starts[first : stop + 1] - starts[first]
-        source = np.repeat(heap.offsets[column.data[first:stop]] - bounds[:-1], lengths[first:stop])
-        writer.put(chunk, OFFSETS, bounds.astype("<u4"))
-        writer.put(chunk, BYTES, heap.data[source + np.arange(bounds[-1])])
-    return chunk_rows
-
-
-def _write_column(writer: _ColumnWriter, column_id: int, column: Column) -> ColumnInfo:
-    rows, dtype = len(column), column.dtype
-    nulls = column.null_count
-
-    def info(encoding: str, chunk_rows: int, constant: int = 0) -> ColumnInfo:
-        return ColumnInfo(column_id, dtype, encoding, chunk_rows, nulls, constant, writer.chunks)
-
-    if nulls == rows:
-        return info("null", CHUNK_ROWS_MAX)
-    # Only columns of our own are stored as constants: commit ids and absent created timestamps.
-    if column_id >= EVENT and column.data[0] == column.data[-1] and np.all(column.data == column.data[0]):
-        return info("constant", CHUNK_ROWS_MAX, int(column.data[0]))
-    data, encoding, chunk_rows = column.data, "plain", _chunk_rows(dtype.numpy.itemsize)
-    if column.heap is not None:
-        column = _distinct(column.compact())
-        heap = column.heap
-        assert heap is not None
-        if len(heap) <= max(256, rows // 4) and heap.offsets[-1] <= CHUNK_BYTES_TARGET:
-            encoding = "dictionary"
-            width = 1 if len(heap) <= 1 << 8 else 2 if len(heap) <= 1 << 16 else 4
-            data, chunk_rows = column.data.astype(f"<u{width}"), CHUNK_ROWS_MAX
-            writer.put(0, OFFSETS, heap.offsets.astype("<u4"))
-            writer.put(0, BYTES, heap.data)
-        else:
-            encoding, chunk_rows = "heap", _write_heaps(writer, column, heap)
-    for chunk, first in enumerate(range(0, rows, chunk_rows)):
-        stop = min(first + chunk_rows, rows)
-        if encoding != "heap":
-            writer.put(chunk, DATA, data[first:stop])
-        if column.valid is not None and not column.valid[first:stop].all():
-            writer.put(chunk, VALID, np.packbits(column.valid[first:stop], bitorder="little"))
-    return info(encoding, chunk_rows)
+def _taken(values: NDArray[Any], rows: NDArray[Any] | slice) -> NDArray[Any]:
+    """``values[rows]``; what is uniform stays so."""
+    if not is_uniform(values) or isinstance(rows, slice):
+        return values[rows]
+    return uniform(int(values[0]), int(np.count_nonzero(rows)) if rows.dtype == np.bool_ else len(rows))
 
 
 def _pack_info(info: SegmentInfo) -> bytes:
     columns = []
     for column in info.columns.values():
         chunks = [[*at, *ref] for at, ref in column.chunks.items()]
-        facts = [column.id, column.dtype.name, column.encoding, column.chunk_rows, column.null_count, column.constant]
-        columns.append([*facts, chunks])
+        facts = [column.id, column.dtype.name, column.encoding, column.chunk_rows, column.null_count]
+        columns.append([*facts, column.width, column.base, column.exponent, chunks])
     zone = [info.rows, info.event_min, info.event_max, info.code_min, info.code_max]
     return pack([zone, columns])
 
 
+class SegmentEncoder:
+    """Sorted `rows` (at least one, at most `SEGMENT_ROWS_MAX`) as the entries of a segment: chunks, then descriptor.
+
+    Apart from any transaction, so that one may end while other threads encode what the next will write.
+    """
+
+    def __init__(self, table_id: int, segment_id: int, rows: Rows) -> None:
+        self._table_id, self._id, self._rows = table_id, segment_id, rows
+        starts = np.flatnonzero(np.concatenate([[True], rows.codes[1:] != rows.codes[:-1]]))
+        system: dict[int, NDArray[Any]] = {
+            EVENT: rows.event,
+            CREATED: rows.created,
+            COMMIT: rows.commit,
+            CODES: rows.codes[starts],
+            STARTS: np.append(starts, len(rows)).astype(np.int32),
+        }
+        planned: list[tuple[int, Column, NDArray[np.int32] | None]] = [
+            (key, Column(DTYPES[SYSTEM_DTYPES[key]], values), None) for key, values in system.items()
+        ]
+        planned += [(key, column, rows.places) for key, column in rows.columns.items()]
+        self._parallel = len(ranges(len(rows))) > 1
+        plans: dict[int, Plan] = {}
+        over_items(planned, lambda given: plans.update({given[0]: plan(*given)}), None if self._parallel else 1)
+        self._plans = [plans[key] for key, _, _ in planned]
+        self._chunks: dict[int, dict[tuple[int, int], tuple[int, int]]] = {key: {} for key in plans}
+        self._nulls = dict.fromkeys(plans, 0)
+
+    def chunks(self) -> Iterator[tuple[bytes, memoryview]]:
+        """Keys and values of all chunks; to be exhausted before `descriptor`."""
+        jobs = [(one, chunk) for one in self._plans for chunk in one.chunks]
+        tasks = (partial(one.encode, chunk) for one, chunk in jobs)
+        encoded = in_order(tasks) if self._parallel else (task() for task in tasks)
+        prefix = chunk_prefix(self._table_id, self._id)
+        for (one, _), (parts, nulls) in zip(jobs, encoded, strict=True):
+            self._nulls[one.id] += nulls
+            for part in parts:
+                self._chunks[one.id][part.chunk, part.part] = (len(part.raw), part.checksum)
+                key = prefix + one.id.to_bytes(4, "big") + part.chunk.to_bytes(4, "big") + bytes([part.part])
+                yield key, part.raw
+
+    def descriptor(self) -> tuple[bytes, bytes, SegmentRef]:
+        """Key and value of the descriptor, and the segment as manifests name it."""
+        rows = self._rows
+        columns = {one.id: self._info(one) for one in self._plans}
+        zone = (int(rows.event.min()), int(rows.event.max()), int(rows.codes[0]), int(rows.codes[-1]))
+        raw = _pack_info(SegmentInfo(self._table_id, self._id, len(rows), *zone, columns))
+        return segment_key(self._table_id, self._id), raw, SegmentRef(self._id, zlib.crc32(raw), len(rows))
+
+    def _info(self, one: Plan) -> ColumnInfo:
+        packing = one.packing
+        nulls = one.rows if one.encoding == "null" else self._nulls[one.id]
+        facts = (one.encoding, one.chunk_rows, nulls, packing.width, packing.base, packing.exponent)
+        return ColumnInfo(one.id, one.column.dtype, *facts, self._chunks[one.id])
+
+
 def write_segment(txn: WriteTxn, table_id: int, segment_id: int, rows: Rows) -> SegmentRef:
-    """Write sorted `rows` (at least one, at most `SEGMENT_ROWS_MAX`) as a segment."""
-    starts = np.flatnonzero(np.concatenate([[True], rows.codes[1:] != rows.codes[:-1]]))
-    system: dict[int, NDArray[Any]] = {
-        EVENT: rows.event,
-        CREATED: rows.created,
-        COMMIT: rows.commit,
-        CODES: rows.codes[starts],
-        STARTS: np.append(starts, len(rows)).astype(np.int32),
-    }
-    columns = {key: Column(DTYPES[SYSTEM_DTYPES[key]], values) for key, values in system.items()}
-    columns.update(rows.columns)
-    prefix = chunk_prefix(table_id, segment_id)
-    infos = {key: _write_column(_ColumnWriter(txn.put, prefix, key), key, column) for key, column in columns.items()}
-    info = SegmentInfo(
-        table_id,
-        segment_id,
-        len(rows),
-        int(rows.event.min()),
-        int(rows.event.max()),
-        int(rows.codes[0]),
-        int(rows.codes[-1]),
-        infos,
-    )
-    raw = _pack_info(info)
-    txn.put(segment_key(table_id, segment_id), raw)
-    return SegmentRef(segment_id, zlib.crc32(raw), len(rows))
+    """Write sorted `rows` as a segment, in one transaction."""
+    encoder = SegmentEncoder(table_id, segment_id, rows)
+    for key, raw in encoder.chunks():
+        txn.put(key, raw)
+    key, descriptor, ref = encoder.descriptor()
+    txn.put(key, descriptor)
+    return ref
+
+
+def stage_rows(env: Env, table_id: int, segment_id: int, rows: Rows, *, durable: bool) -> SegmentRef:
+    """Write sorted `rows` as a staged segment, in several transactions: while one ends, the next is encoded."""
+    encoder = SegmentEncoder(table_id, segment_id, rows)
+    waiting: list[tuple[bytes, bytes | memoryview]] = []
+    nbytes = 0
+
+    def write(txn: WriteTxn) -> None:
+        stage_segment(txn, table_id, segment_id)
+        for key, raw in waiting:
+            txn.put(key, raw)
+
+    for key, raw in encoder.chunks():
+        waiting.append((key, raw))
+        nbytes += len(raw)
+        if nbytes >= STAGE_BYTES:
+            env.write(write, durable=durable)
+            waiting, nbytes = [], 0
+    key, descriptor, ref = encoder.descriptor()
+    waiting.append((key, descriptor))
+    env.write(write, durable=durable)
+    return ref
 
 
 def write_dead(txn: WriteTxn, table_id: int, ref: SegmentRef, positions: NDArray[np.int32]) -> SegmentRef:
@@ -196,4 +199,4 @@ def write_dead(txn: WriteTxn, table_id: int, ref: SegmentRef, positions: NDArray
     version = ref.dead_version + 1
     raw = positions.astype("<i4").tobytes()
     txn.put(dead_key(table_id, ref.id, version), raw)
-    return SegmentRef(ref.id, ref.crc, ref.rows, version, len(positions), zlib.crc32(raw))
+    return SegmentRef(ref.id, ref.crc, ref.rows, version, len(positions), checksum(raw))

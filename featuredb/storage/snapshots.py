@@ -19,6 +19,9 @@ from itertools import compress, islice, repeat
 from operator import itemgetter, not_
 from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featuredb.errors import DefinitionError, InputError, NotFoundError, ReadOnlyError
 from featuredb.limits import (
     NS_COMMIT,
@@ -36,6 +39,7 @@ from featuredb.storage.env import Env, ReadTxn, WriteTxn
 from featuredb.storage.filemap import Tree
 from featuredb.storage.log import append_commit, last_commit
 from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pin_key, pin_manifest, pinned_manifests, unpin
+from featuredb.storage.moving import settle
 from featuredb.storage.records import pack, unpack
 from featuredb.storage.txn import Bytes
 
@@ -190,6 +194,18 @@ def delete_online(txn: WriteTxn, table_id: int) -> int:
     return txn.delete_prefix(prefix)
 
 
+def drop_saved(txn: WriteTxn, table_id: int, keys: Sequence[bytes]) -> NDArray[np.bool_]:
+    """Delete what was saved of a table's online keys for any snapshot; which of `keys` had something.
+
+    Of a key that no snapshot shows a row of, all that can be saved is that there was none. It may go with the key.
+    """
+    dropped = np.zeros(len(keys), dtype=np.bool_)
+    for snapshot in snapshots(txn):
+        head = NS_UNDO + _id_bytes(snapshot.id) + table_id.to_bytes(4, "big")
+        dropped |= np.fromiter((txn.delete(head + key) for key in keys), np.bool_, len(keys))
+    return dropped
+
+
 # --- reading at a snapshot --------------------------------------------------------------------
 
 
@@ -210,6 +226,7 @@ class SnapshotTxn(ReadTxn):
     def __enter__(self) -> SnapshotTxn:
         self._inner.__enter__()
         try:
+            settle(self._inner)
             if self._inner.get(NS_SNAPSHOT + _id_bytes(self.snapshot.id)) is None:
                 raise NotFoundError(f"snapshot {self.snapshot.name!r} was dropped; open another with at()")
         except BaseException:
@@ -341,7 +358,7 @@ class SnapshotEnv(Env):
     def read(self, views: bool = True) -> SnapshotTxn:
         return SnapshotTxn(self.base.read(views), self.snapshot, self._definitions)
 
-    def copy(self, path: str, compact: bool) -> None:
+    def copy(self, path: str) -> None:
         raise InputError(
             f"snapshot {self.snapshot.name!r} is backed up with its file; call backup() on the database itself"
         )

@@ -62,8 +62,17 @@ class ReadTxn:
             if core.handles == 0:
                 core.close_if_idle()
 
+    def follow(self) -> None:
+        """Begin anew in the file that is at the path now, if that is another. Nothing may have been read yet."""
+        core = self._core
+        txn, self._txn = self._txn, None
+        txn.abort()
+        core.active.discard(self)
+        core.follow(patient=False)
+        self.__enter__()
+
     def id(self) -> int:
-        """Number of the snapshot; it grows with every commit, of any process."""
+        """Number of the snapshot; it grows with every commit, of any process, also in a file that replaces another."""
         try:
             return self._txn.id()  # type: ignore[no-any-return]
         except Exception as error:
@@ -173,6 +182,9 @@ class WriteTxn(ReadTxn):
             return self._core.file_map.tree(self._txn.id() - 1, self._core.engine.stat())
         except Exception as error:
             raise self._failure(error) from error
+
+    def follow(self) -> None:
+        """Do nothing: whoever took the write lock has seen to it."""
 
     def put(self, key: Bytes, value: Bytes) -> None:
         """Set `key` to `value`."""

@@ -9,6 +9,7 @@ import threading
 import time
 
 from featuredb.errors import BusyError, ClosedError, FileError
+from featuredb.storage.datafile import key_of
 
 _PAUSE_MIN_SECONDS = 0.0005
 _PAUSE_MAX_SECONDS = 0.01
@@ -66,6 +67,17 @@ class WriteLock:
     def file_bytes(self) -> int:
         """The data file's length now."""
         return os.fstat(self._fd).st_size
+
+    def file_key(self) -> tuple[int, int]:
+        """Which data file it is, see `datafile.key_of`."""
+        return key_of(self._fd)
+
+    def move(self, fd: int) -> None:
+        """Go over to another data file; a lock on its descriptor `fd` stays, that on the one before is dropped.
+
+        The number of the descriptor stays the same, for another thread may be trying to lock it just now.
+        """
+        os.dup2(fd, self._fd, inheritable=False)
 
     def close(self) -> None:
         """Close the descriptor. In a forked child this leaves the parent's lock alone."""

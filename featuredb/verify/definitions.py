@@ -13,7 +13,7 @@ from featuredb.limits import FORMAT_MAGIC, FORMAT_VERSION, NS_COMMIT, NS_FORMAT,
 from featuredb.online.index import BATCH_ROWS
 from featuredb.schema import DTYPES
 from featuredb.storage.keys import decode_keys
-from featuredb.storage.keyspace import KeySpace
+from featuredb.storage.keyspace import KeySpace, code_of
 from featuredb.storage.records import unpack
 from featuredb.storage.registry import Registry, StoredTable, read_registry
 from featuredb.verify.report import Check
@@ -96,15 +96,23 @@ def check_key_space(check: Check, entities: tuple[str, ...], number: int) -> Non
     name = f"key space {'/'.join(entities)}"
     before = check.problem_count
     with check.guarded(name):
-        blocks = _joined(list(KeySpace(number).blocks(check.txn)))
-        prefix = NS_KEY + number.to_bytes(4, "big")
-        count = len(blocks)
-        check.entity_keys += count
-        tree, codes = _read_tree(check, prefix)
+        space = KeySpace(number)
+        whole = _joined(list(space.blocks(check.txn)))
+        count = len(whole)
+        forgotten = np.diff(whole.offsets) == 0
+        held = np.flatnonzero(~forgotten)
+        blocks = whole.take(held) if len(held) < count else whole
+        check.entity_keys += len(held)
+        if count - len(held) != space.forgotten(check.txn):
+            what = f"{count - len(held)} codes have no key, and {space.forgotten(check.txn)} keys were forgotten"
+            check.problem(f"{name}: {what}")
+        tree, codes = _read_tree(check, NS_KEY + number.to_bytes(4, "big"))
         # Keys of the tree are distinct, so if it holds each code once and its keys in that order are
         # those of the blocks, the two agree both ways.
-        if len(codes) != count or not np.array_equal(np.sort(codes), np.arange(count)):
-            check.problem(f"{name}: the tree has {len(codes)} keys, the blocks have {count}, or a code is there twice")
+        if not np.array_equal(np.sort(codes), held):
+            check.problem(
+                f"{name}: the tree has {len(codes)} keys, the blocks have {len(held)}, or a code is there twice"
+            )
         else:
             ordered = tree.take(np.argsort(codes))
             wrong = np.diff(ordered.offsets) != np.diff(blocks.offsets)
@@ -114,7 +122,7 @@ def check_key_space(check: Check, entities: tuple[str, ...], number: int) -> Non
                 wrong = differs[blocks.offsets[1:]] != differs[blocks.offsets[:-1]]
             if wrong.any():
                 first = int(np.argmax(wrong))
-                check.problem(f"{name}: keys of tree and blocks differ, the first at code {first}")
+                check.problem(f"{name}: keys of tree and blocks differ, the first at code {held[first]}")
         columns = decode_keys(blocks, [DTYPES[check.registry.entity(entity).dtype] for entity in entities])
         for entity, column in zip(entities, columns, strict=True):
             fault = utf8_fault(column.heap) if column.heap is not None and column.dtype.name == "string" else None
@@ -122,20 +130,23 @@ def check_key_space(check: Check, entities: tuple[str, ...], number: int) -> Non
                 check.problem(f"{name}, entity {entity}: {fault}")
         if check.problem_count == before:
             check.key_counts[number] = count
+            check.forgotten[number] = np.flatnonzero(forgotten)
 
 
 def _read_tree(check: Check, prefix: bytes) -> tuple[Heap, NDArray[np.uint32]]:
     """Keys and codes of the tree entries of a key space, in key order."""
-    keys, codes = list[Heap](), [np.zeros(0, dtype=np.uint32)]
+    keys, codes = list[Heap](), list[int]()
     entries = check.txn.scan(prefix)
     # In batches: the garbage collector walks all views that are held.
     while batch := list(islice(entries, BATCH_ROWS)):
-        keys.append(Heap.of([bytes(key[len(prefix) :]) for key, _ in batch]))
-        values = [value for _, value in batch]
-        if set(map(len, values)) != {4}:
-            raise CorruptionError("a code of the tree is not 4 bytes long")
-        codes.append(np.frombuffer(b"".join(values), dtype="<u4"))
-    return _joined(keys), np.concatenate(codes)
+        names = [bytes(key[len(prefix) :]) for key, _ in batch]
+        for key, (_, value) in zip(names, batch, strict=True):
+            code = code_of(key, value)
+            if code is None:
+                raise CorruptionError(f"the code of key {key.hex()} in the tree is damaged")
+            codes.append(code)
+        keys.append(Heap.of(names))
+    return _joined(keys), np.array(codes, dtype=np.uint32)
 
 
 def _joined(parts: list[Heap]) -> Heap:

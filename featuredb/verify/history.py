@@ -32,6 +32,7 @@ from featuredb.storage.segment import (
     ColumnInfo,
     SegmentReader,
 )
+from featuredb.verify.packed import frame_fault, packing_faults
 from featuredb.verify.report import Check
 from featuredb.verify.values import value_faults
 
@@ -43,7 +44,7 @@ _SYSTEM = {
     STARTS: "row starts",
 }
 _PARTS = {DATA: "data", VALID: "validity", OFFSETS: "offsets", BYTES: "bytes"}
-_ENCODINGS = ("plain", "constant", "null", "dictionary", "heap")
+_ENCODINGS = ("packed", "plain", "null", "dictionary", "heap")
 
 
 def check_pinned(check: Check, txn: ReadTxn, table: StoredTable) -> None:
@@ -156,23 +157,36 @@ def _check_chunks(check: Check, table: StoredTable, reader: SegmentReader, colum
             fault = reader.chunk_fault(column.id, chunk, part)
             if fault is not None:
                 check.problem(f"chunk {chunk} ({_PARTS.get(part, part)}) {fault}", **where)
+        if check.problem_count == before and column.encoding in ("packed", "dictionary"):
+            for fault in dict.fromkeys(packing_faults(reader, column)):
+                check.problem(fault, **where)
     return check.problem_count == before
 
 
 def _check_shape(check: Check, reader: SegmentReader, column: ColumnInfo, where: dict[str, Any]) -> None:
     """Whether a column has just the chunks that its encoding takes."""
-    if column.encoding not in _ENCODINGS or column.chunk_rows < 1:
+    index = column.id in (CODES, STARTS)
+    if column.encoding not in (("plain",) if index else _ENCODINGS) or column.chunk_rows < 1:
         check.problem(f"its encoding is {column.encoding!r}, {column.chunk_rows} rows a chunk", **where)
+        return
+    fault = frame_fault(column)
+    if fault is not None:
+        check.problem(fault, **where)
         return
     held = set(column.chunks)
     # The entity index is as long as the segment has entities, which only it tells.
-    chunks = range(len(held) if column.id in (CODES, STARTS) else -(-reader.rows // column.chunk_rows))
+    chunks = range(len(held) if index else -(-reader.rows // column.chunk_rows))
+    data = {(chunk, DATA) for chunk in chunks}
+    distances = data if column.width else set()
     expected = {
-        "plain": {(chunk, DATA) for chunk in chunks},
-        "dictionary": {*((chunk, DATA) for chunk in chunks), (0, OFFSETS), (0, BYTES)},
+        "packed": distances,
+        "plain": data,
+        "dictionary": {*distances, (0, OFFSETS), (0, BYTES)},
         "heap": {(chunk, part) for chunk in chunks for part in (OFFSETS, BYTES)},
-    }.get(column.encoding, set())
-    optional = {(chunk, VALID) for chunk in chunks} if expected and column.id not in _SYSTEM else set()
+        "null": set(),
+    }[column.encoding]
+    nullable = column.encoding != "null" and column.id not in _SYSTEM
+    optional = {(chunk, VALID) for chunk in chunks} if nullable else set()
     if not expected <= held <= expected | optional:
         check.problem(f"its chunks are not those of {reader.rows} rows", **where)
     if any(size > CHUNK_BYTES_MAX for size, _ in column.chunks.values()):
@@ -209,6 +223,8 @@ def _check_order(check: Check, table: StoredTable, reader: SegmentReader, readab
     known = check.key_counts.get(table.space_id)
     if codes[0] < 0 or (known is not None and codes[-1] >= known):
         check.problem(f"it has code {int(codes[-1])}, and there are {known} entity keys", **where)
+    if known is not None and np.isin(codes, check.forgotten[table.space_id]).any():
+        check.problem("it has rows of an entity key that was forgotten", **where)
     if (info.code_min, info.code_max) != (int(codes[0]), int(codes[-1])):
         check.problem("the codes of its zone map are not those of its rows", **where)
     if not readable:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featuredb.errors import ClosedError, ForkedError
 from featuredb.limits import VERIFY_FINDINGS_MAX
 from featuredb.storage.env import ReadTxn
@@ -99,7 +102,9 @@ class Check:
     operations : dict of int to str
         Operation of each commit whose log record can be read.
     key_counts : dict of int to int
-        Keys of each key space that is sound.
+        Codes given in each key space that is sound.
+    forgotten : dict of int to ndarray
+        Those of them that have no key any more.
     chunks_expected : set of bytes
         Keys of the chunks that the descriptors and manifests name.
     segments_live : set of (int, int)
@@ -118,6 +123,7 @@ class Check:
     operations: dict[int, str] = field(default_factory=dict)
     last_commit: int = 0
     key_counts: dict[int, int] = field(default_factory=dict)
+    forgotten: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     chunks_expected: set[bytes] = field(default_factory=set)
     segments_live: set[tuple[int, int]] = field(default_factory=set)
     unread: set[tuple[int, int | None]] = field(default_factory=set)

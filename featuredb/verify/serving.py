@@ -177,8 +177,8 @@ class _Comparer:
 
 
 def _read_history(check: Check, table: StoredTable) -> _History:
+    from featuredb.offline.gather import Gatherer
     from featuredb.offline.materialize import latest, latest_columns
-    from featuredb.offline.search import Gatherer
 
     codes, found = latest(check.txn, check.cache, table, None, None)
     commit = Gatherer(found).commits().astype(np.uint64)

@@ -7,30 +7,46 @@ type-checked: annotations would only repeat what the callers' arrays are.
 
 from __future__ import annotations
 
-from featuredb.offline.kernels.gathering import gather, gather_bytes
+from featuredb.offline.kernels.gathering import gather, gather_bytes, gather_decimals, mark_chunks
 from featuredb.offline.kernels.hashing import (
-    factorize_bytes,
     factorize_words,
     find_bytes,
     find_words,
     insert_bytes,
     insert_words,
 )
-from featuredb.offline.kernels.searching import asof, find_before, find_rows
-from featuredb.offline.kernels.sorting import counting_sort, sort_runs
+from featuredb.offline.kernels.searching import asof, block_minima, find_before, find_rows, find_slices, mark_slices
+from featuredb.offline.kernels.sorting import (
+    ascending,
+    count_codes,
+    counting_sort,
+    counts_to_starts,
+    place_by_code,
+    scatter_rows,
+    sort_runs,
+)
 
 __all__ = [
+    "ascending",
     "asof",
+    "block_minima",
+    "count_codes",
     "counting_sort",
-    "factorize_bytes",
+    "counts_to_starts",
     "factorize_words",
     "find_before",
     "find_bytes",
     "find_rows",
+    "find_slices",
     "find_words",
     "gather",
     "gather_bytes",
+    "gather_decimals",
     "insert_bytes",
     "insert_words",
+    "mark_chunks",
+    "mark_slices",
+    "place_by_code",
+    "scatter_rows",
     "sort_runs",
 ]

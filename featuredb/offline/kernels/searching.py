@@ -7,6 +7,24 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from featuredb.offline.kernels.words import (
+    ALIGN,
+    BASE,
+    MASK,
+    SHIFT,
+    TABLE,
+    WIDTH,
+    unpacked,
+    value_at,
+)
+
+# The columns of a segment that are searched, by their place in `cells`.
+CODES, STARTS, EVENT, CREATED, COMMIT, DEAD = range(6)
+ABSENT = -(2**63)
+NEVER = 2**63 - 1
+# Queries searched in step; 32 are as fast, and more leave the cache.
+LANES = 16
+
 _options = {"nogil": True, "cache": True, "boundscheck": False}
 
 
@@ -31,18 +49,97 @@ def _find_code(codes, code, low):
     return low
 
 
+@njit(nogil=True)
+def _find_entity(addresses, cells, count, code, low):
+    """As `_find_code`, in the column of codes of a segment."""
+    step = 1
+    high = low
+    while high < count and value_at(addresses, cells, high) < code:
+        low = high + 1
+        high += step
+        step *= 2
+    if high > count:
+        high = count
+    while low < high:
+        middle = (low + high) >> 1
+        if value_at(addresses, cells, middle) < code:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(nogil=True)
+def _slice_of(addresses, cells, zone, entity, code):
+    """Where the rows of a code start and stop, if it is that of `entity`; nothing if not.
+
+    Whatever the file says, no position is outside the segment.
+    """
+    if entity >= zone[1] or value_at(addresses, cells[CODES], entity) != code:
+        return np.int64(0), np.int64(0)
+    stop = min(value_at(addresses, cells[STARTS], entity + 1), zone[0])
+    return max(min(value_at(addresses, cells[STARTS], entity), stop), 0), stop
+
+
+@njit(nogil=True)
+def _known_since(addresses, cells, commit_times, knows, place):
+    """When a row became known; later than any time if it was replaced."""
+    if value_at(addresses, cells[DEAD], place) != 0:
+        return np.int64(NEVER)
+    if not knows:
+        return np.int64(ABSENT)
+    created = value_at(addresses, cells[CREATED], place)
+    if created != ABSENT:
+        return created
+    return commit_times[min(value_at(addresses, cells[COMMIT], place), len(commit_times) - 1)]
+
+
+@njit(**_options)
+def block_minima(cells, addresses, commit_times, knows, rows, out):
+    """out[b] = the earliest time that any of the rows 64 * b to 64 * b + 63 of a segment became known."""
+    for block in range(len(out)):
+        earliest = np.int64(NEVER)
+        for place in range(64 * block, min(64 * block + 64, rows)):
+            earliest = min(earliest, _known_since(addresses, cells, commit_times, knows, place))
+        out[block] = earliest
+
+
+@njit(**_options)
+def find_slices(codes, cells, addresses, zone, slices):
+    """slices[i] = where the rows of codes[i] start and stop in a segment, for sorted `codes`; equal if it has none."""
+    entity = np.int64(0)
+    for i in range(len(codes)):
+        code = np.int64(codes[i])
+        if i > 0 and codes[i - 1] == codes[i]:
+            slices[i, 0] = slices[i - 1, 0]
+            slices[i, 1] = slices[i - 1, 1]
+            continue
+        entity = _find_entity(addresses, cells[CODES], zone[1], code, entity)
+        start, stop = _slice_of(addresses, cells, zone, entity, code)
+        slices[i, 0] = start
+        slices[i, 1] = stop
+
+
+@njit(**_options)
+def mark_slices(slices, shift, marks):
+    """marks[chunk] = True for each chunk of ``1 << shift`` rows that has rows of any of the slices."""
+    for i in range(len(slices)):
+        if slices[i, 0] < slices[i, 1]:
+            for chunk in range(slices[i, 0] >> shift, ((slices[i, 1] - 1) >> shift) + 1):
+                marks[chunk] = True
+
+
 @njit(**_options)
 def asof(
-    codes,
+    slices,
     times,
-    oldest,
+    max_age,
+    floor,
     known_us,
-    segment_codes,
-    segment_starts,
-    first,
-    event,
-    created,
-    knowledge,
+    commit_times,
+    cells,
+    addresses,
+    zone,
     block_min,
     superblock_min,
     segment,
@@ -50,57 +147,82 @@ def asof(
     best_created,
     best_segment,
     best_position,
+    places,
+    sizes,
 ):
-    """As-of search of one chunk of a segment: the greatest row in (event, created) with event <= time.
+    """As-of search of one segment: the greatest row in (event, created) with event <= time.
 
-    The entity rows are sorted by code. Row i asks for event in oldest[i] <= event <= times[i]; with
-    `known_us` (else empty) only for rows known by known_us[i]. `event` is the chunk, whose first row has
-    position `first`; `created` is the chunk's, or one value for all. `knowledge` is empty, or when each row
-    became known: greater than any time for a replaced one; `block_min` and `superblock_min` are its minima
-    over each 64 and each 4096 rows, so that rows not yet known are stepped over in blocks. The best_ arrays
-    are improved where this chunk has a greater row. Binary search within the entity's slice (kdb+ `aj` and
-    the Polars as-of kernel search likewise): O(log rows) a row.
+    Query i is for the rows from slices[i, 0] up to slices[i, 1] (see `find_slices`), at the time times[i], no older
+    than `max_age` and not before `floor`; with `known_us` (else empty; of one entry for all, or one a query) only for
+    rows known by then. `cells` are the columns of the segment, `zone` its (rows, entities, least event, greatest). If
+    any row may have to be passed over, `block_min` and `superblock_min` are the minima of when rows became known over
+    each 64 and each 4096 rows, so that rows not yet known are stepped over in blocks; else they are empty. The best_
+    arrays are improved where this segment has a greater row. `places` and `sizes` are scratch, of `LANES` integers.
+
+    Binary search within the entity's slice (kdb+ `aj` and the Polars as-of kernel search likewise), O(log rows) a row,
+    of `LANES` queries in step: one after the other, they took 2.3 times as long, for each waited for its own loads.
     """
-    stop = first + len(event)
-    filtered = len(knowledge) > 0
-    one_created = len(created) == 1
-    limit = np.int64(2**63 - 2)
-    entity = 0
-    for i in range(len(codes)):
-        entity = _find_code(segment_codes, codes[i], entity)
-        if entity == len(segment_codes):
-            break
-        if segment_codes[entity] != codes[i]:
+    event_min, event_max = zone[2], zone[3]
+    table, shift, width = cells[EVENT, TABLE], cells[EVENT, SHIFT], cells[EVENT, WIDTH]
+    mask, align, base = cells[EVENT, MASK], cells[EVENT, ALIGN], cells[EVENT, BASE]
+    filtered = len(block_min) > 0
+    knows = len(known_us) > 0
+    limit = np.int64(NEVER - 1)
+    for first in range(0, len(slices), LANES):
+        count = min(LANES, len(slices) - first)
+        longest = np.int64(0)
+        for j in range(count):
+            i = first + j
+            places[j] = slices[i, 0]
+            sizes[j] = slices[i, 1] - slices[i, 0]
+            if times[i] < event_min or times[i] - max_age > event_max or best_event[i] > event_max:
+                sizes[j] = 0
+            longest = max(longest, sizes[j])
+        if longest == 0:
             continue
-        slice_start = max(segment_starts[entity], first) - first
-        low = slice_start
-        high = min(segment_starts[entity + 1], stop) - first
-        time = times[i]
-        while low < high:
-            middle = (low + high) >> 1
-            if event[middle] <= time:
-                low = middle + 1
-            else:
-                high = middle
-        place = low - 1
-        if filtered:
-            if len(known_us) > 0:
-                limit = known_us[i]
-            while place >= slice_start and event[place] >= oldest[i] and knowledge[place] > limit:
-                if place & 4095 == 4095 and superblock_min[place >> 12] > limit:
-                    place -= 4096
-                elif place & 63 == 63 and block_min[place >> 6] > limit:
-                    place -= 64
-                else:
-                    place -= 1
-        if place < slice_start or event[place] < oldest[i]:
-            continue
-        made = created[0] if one_created else created[place]
-        if event[place] > best_event[i] or (event[place] == best_event[i] and made >= best_created[i]):
-            best_event[i] = event[place]
-            best_created[i] = made
-            best_segment[i] = segment
-            best_position[i] = place + first
+        while longest > 1:
+            for j in range(count):
+                half = sizes[j] >> 1
+                event = base + unpacked(addresses, table, shift, width, mask, align, places[j] + half)
+                # Without a branch, as half of them would be predicted wrongly.
+                places[j] += half * np.int64(event <= times[first + j])
+                sizes[j] -= half
+            longest -= longest >> 1
+        for j in range(count):
+            i = first + j
+            place = places[j]
+            time = times[i]
+            if sizes[j] == 0:
+                continue
+            event = base + unpacked(addresses, table, shift, width, mask, align, place)
+            if event > time:
+                continue
+            oldest = max(floor, time - max_age)
+            slice_start = slices[i, 0]
+            if filtered:
+                if knows:
+                    limit = known_us[i if len(known_us) > 1 else 0]
+                while (
+                    place >= slice_start
+                    and event >= oldest
+                    and _known_since(addresses, cells, commit_times, knows, place) > limit
+                ):
+                    if place & 4095 == 4095 and superblock_min[place >> 12] > limit:
+                        place -= 4096
+                    elif place & 63 == 63 and block_min[place >> 6] > limit:
+                        place -= 64
+                    else:
+                        place -= 1
+                    if place >= slice_start:
+                        event = base + unpacked(addresses, table, shift, width, mask, align, place)
+            if place < slice_start or event < oldest or event < best_event[i]:
+                continue
+            created = value_at(addresses, cells[CREATED], place)
+            if event > best_event[i] or created >= best_created[i]:
+                best_event[i] = event
+                best_created[i] = created
+                best_segment[i] = segment
+                best_position[i] = place
 
 
 @njit(**_options)

@@ -1,0 +1,195 @@
+"""The part of the `Database` facade that looks after the file: facts, checks, copies, and what is to be gone."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from featuredb.errors import FileError
+from featuredb.storage.env import Env, ReadTxn
+from featuredb.storage.log import Commit, commits
+from featuredb.storage.manifest import read_manifest
+from featuredb.storage.moving import settle
+from featuredb.storage.registry import Registry
+from featuredb.storage.segment import SegmentCache
+
+if TYPE_CHECKING:
+    from featuredb.offline.forget import ForgetReport
+    from featuredb.verify import VerifyReport
+
+
+@dataclass(frozen=True, slots=True)
+class CompactReport:
+    """What ``compact`` did: length of the file before and after, in bytes, and wall seconds."""
+
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+
+
+class Maintenance:
+    """Methods of `Database`."""
+
+    _env: Env
+    _durable: bool
+    _cache: SegmentCache
+    _check_open: Callable[[], None]
+    _snapshot: Callable[[], AbstractContextManager[tuple[ReadTxn, Registry]]]
+    _writer: Callable[[], AbstractContextManager[None]]
+
+    def info(self) -> dict[str, Any]:
+        """Facts about the file: sizes in bytes, the last commit, and for each table rows, segments and keys."""
+        from featuredb.info import database_info
+
+        with self._snapshot() as (txn, registry):
+            return database_info(self._env, txn, registry, self._cache)
+
+    def log(self) -> list[Commit]:
+        """Every commit, oldest first."""
+        with self._snapshot() as (txn, _):
+            return list(commits(txn))
+
+    def verify(self) -> VerifyReport:
+        """Check the whole file: checksums, structure, order, and that online equals history's latest.
+
+        Returns
+        -------
+        VerifyReport
+            ``ok``, and everything found; it does not raise on damage.
+        """
+        from featuredb.verify import verify_database
+
+        self._check_open()
+        with self._env.read() as txn:
+            settle(txn)
+            return verify_database(txn)
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Write a consistent, compacted copy to a new file while others read and write.
+
+        It has nothing of what was replaced, deleted or forgotten before, save what a segment that has not been
+        merged since holds of replaced rows. (Other backups made before a ``forget`` have what they had.)
+
+        Raises
+        ------
+        FileError
+            If `path` exists or cannot be written.
+        """
+        self._check_open()
+        if not isinstance(path, str | os.PathLike):
+            raise FileError(f"path must be a str or a path, not {path!r}")
+        self._env.copy(os.fsdecode(path))
+
+    def forget(self, keys: Any, tables: str | Sequence[str] | None = None) -> ForgetReport:
+        """Remove entities from history, online values and the dictionary of keys, in one commit.
+
+        After a `compact` their bytes are nowhere in the file. (Backups made before have what they had.) A key that
+        is ingested again starts afresh. The log tells how many rows were removed, and not of which keys.
+
+        Parameters
+        ----------
+        keys : list of dicts, dict of sequences or arrays, or dataframe
+            A column for each entity that is named. A table of more entities loses every row with these: with
+            tables of (user) and (user, item), ``{"user": [7]}`` means all that is stored of user 7.
+        tables : str or sequence of str, optional
+            Only from these feature tables; the keys stay in the dictionary if others have rows of them. By default
+            from all that have the entities.
+
+        Returns
+        -------
+        ForgetReport
+            Keys found and not found, rows and online values removed. With nothing to forget there is no commit.
+
+        Raises
+        ------
+        InputError
+            If a column is no entity, a value is null or of a wrong dtype, no table has the entities, or a snapshot
+            holds rows of the keys. Nothing is changed.
+        NotFoundError
+            If there is no table of a name in `tables`.
+        BusyError
+            If another writer held the file for longer than the timeout.
+
+        Notes
+        -----
+        Segments with rows of the keys are written anew, one at a time: the rows of one are held in memory, 33
+        million at most. Of rejected rows those go that show a forgotten value in a column of its entity, as far as
+        the shortened text tells; what else a rejected row shows, such as the value of a feature, does not say of
+        which key it was. Keys named by some of a table's entities are looked for among all keys of the table.
+
+        Examples
+        --------
+        >>> import featuredb as fdb
+        >>> with fdb.open(":memory:") as db:
+        ...     table = fdb.FeatureTable("t", ["user"], [fdb.Feature("x", "int64")])
+        ...     _ = db.apply([fdb.Entity("user", "int64"), table])
+        ...     _ = db.ingest("t", {"user": [7, 8], "event_timestamp": ["2024-05-01"] * 2, "x": [1, 2]})
+        ...     report = db.forget({"user": [7, 9]})
+        ...     _ = db.compact()
+        ...     print(report.keys_found, report.keys_not_found, report.rows_removed)
+        ...     print(db.get_online_features(["t:x"], {"user": [7, 8]}).to_dict())
+        1 1 {'t': 1}
+        {'user': [7, 8], 'x': [None, 2]}
+        """
+        from featuredb.offline.forget import forget, given_keys
+
+        began = time.perf_counter()
+        with self._snapshot() as (_, registry):
+            given = given_keys(registry, keys)
+        with self._writer():
+            report = self._env.write(lambda txn: forget(txn, self._cache, given, tables), durable=self._durable)
+        return replace(report, seconds=time.perf_counter() - began)
+
+    def compact(self) -> CompactReport:
+        """Merge every table's segments, and write the file anew, so that what is gone is nowhere in it.
+
+        Replaced rows go with the merging. Then every live entry is written to a new file beside this one, on
+        pages that never held anything else, and that is renamed over it: its permissions are kept, of a symbolic
+        link the target is replaced, and of hard links just this one. A call that fails, or a process that is
+        killed, leaves the old file or the new one, whole.
+
+        This database, its snapshot views and prepared readers go on with the new file. So do other processes
+        that have the file open, with their next call. The disk must have room for both files. The old one, with
+        what was forgotten, is freed when the last process that had it open has made a call or closed it, and its
+        open reads have ended.
+
+        Returns
+        -------
+        CompactReport
+
+        Raises
+        ------
+        BusyError
+            If another writer held the file for longer than the timeout, or a read of this process (such as one
+            that is being streamed) stays open. Segments may have been merged.
+        FileError
+            If the disk is full or the folder cannot be written. Segments may have been merged.
+
+        Examples
+        --------
+        >>> import featuredb as fdb
+        >>> with fdb.open(":memory:") as db:
+        ...     table = fdb.FeatureTable("t", ["user"], [fdb.Feature("x", "int64")])
+        ...     _ = db.apply([fdb.Entity("user", "int64"), table])
+        ...     for value in range(5):
+        ...         _ = db.ingest("t", {"user": [1], "event_timestamp": ["2024-05-01"], "x": [value]})
+        ...     report = db.compact()
+        ...     report.bytes_after < report.bytes_before, db.info()["feature_tables"]["t"]["segments"]
+        (True, 1)
+        """
+        from featuredb.offline.merge import merge_all
+
+        began = time.perf_counter()
+        with self._writer():
+            with self._snapshot() as (txn, registry):
+                chosen = [table for table in registry.tables.values() if read_manifest(txn, table.id).segments]
+            before = self._env.space()["file_bytes"]
+            for table in chosen:
+                merge_all(self._env, self._cache, table, durable=self._durable)
+            self._env.rewrite()
+            after = self._env.space()["file_bytes"]
+        return CompactReport(before, after, time.perf_counter() - began)
