@@ -166,7 +166,7 @@ def _check_chunks(check: Check, table: StoredTable, reader: SegmentReader, colum
 def _check_shape(check: Check, reader: SegmentReader, column: ColumnInfo, where: dict[str, Any]) -> None:
     """Whether a column has just the chunks that its encoding takes."""
     index = column.id in (CODES, STARTS)
-    if column.encoding not in (("plain",) if index else _ENCODINGS) or column.chunk_rows < 1:
+    if column.encoding not in (("plain",) if index else _ENCODINGS) or column.chunk_rows.bit_count() != 1:
         check.problem(f"its encoding is {column.encoding!r}, {column.chunk_rows} rows a chunk", **where)
         return
     fault = frame_fault(column)
