@@ -180,7 +180,7 @@ def big(path: Path, patch: pytest.MonkeyPatch) -> tuple[fdb.Database, dict[str, 
     db.ingest("t", {"user": [1], "event_timestamp": np.array([-1], "M8[us]"), "x": [0.5]})
     patch.setattr("featuredb.offline.ingest.INGEST_BATCH_ROWS", 100)
     patch.setattr("featuredb.storage.segment_writer.STAGE_BYTES", 1000)
-    patch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 100)
+    patch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 128)
     rows = 2000
     values = np.random.default_rng(0).random(rows)
     return db, {"user": np.arange(rows) % 7, "event_timestamp": np.arange(rows).astype("M8[us]"), "x": values}
