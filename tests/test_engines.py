@@ -154,12 +154,15 @@ def by_pandas(join: Join, stored: pa.Table, asked: pa.Table) -> tuple[list[Any],
     events: list[Any] = [None] * asked.num_rows
     if left.empty or history.empty:
         return values, events
+    # One key as text: pandas 2.2 mixes composite keys up.
+    for frame in (left, history):
+        frame["key"] = list(map(repr, zip(*(frame[name].tolist() for name in join.entities), strict=True)))
     found = pd.merge_asof(
         left.astype({"at": "int64"}),
         history.astype({"event": "int64"}),
         left_on="at",
         right_on="event",
-        by=join.entities,
+        by="key",
         tolerance=join.max_age,
     ).dropna(subset="n")
     for row, n, event in zip(found["row"], found["n"], found["when"], strict=True):
