@@ -21,7 +21,7 @@ from featuredb.maintenance import Maintenance
 from featuredb.online.few import FEW_ROWS_MAX, read_few
 from featuredb.online.keys import key_columns
 from featuredb.online.query import OnlineQuery, query_of
-from featuredb.online.reader import OnlineReader, check_threads, now_in_us, read_rows
+from featuredb.online.reader import OnlineReader, now_in_us, read_rows
 from featuredb.schema import Alias, FeatureService, Source, check_aliases
 from featuredb.snapshots import Snapshots
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
@@ -36,6 +36,7 @@ from featuredb.storage.registry import (
 from featuredb.storage.rejected import RejectedRow, rejected_rows
 from featuredb.storage.remembered import Knowledge, learn, leave
 from featuredb.storage.snapshots import SnapshotEnv
+from featuredb.threads import check_threads
 
 if TYPE_CHECKING:
     from featuredb.offline.dictionary import KeyDictionary

@@ -75,7 +75,7 @@ DECIMAL_INTEGER_MAX: Final = 1 << 51
 PACKED_SAVING_MIN: Final = 1 / 16
 # A transaction holds what it writes in memory until it ends, and then waits for the disk: while a long segment is
 # encoded, it is written in transactions of this size.
-STAGE_BYTES: Final = 1 << 26
+STAGE_BYTES: Final = 1 << 25
 # A segment is merged with its neighbours of like size once this many have gathered.
 MERGE_FANOUT: Final = 4
 # A segment with more than this share of replaced rows is rewritten.

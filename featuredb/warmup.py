@@ -21,6 +21,7 @@ def warmup() -> int:
     True
     """
     from featuredb.offline import kernels
+    from featuredb.online import kernels as online_kernels
 
     with open_database(":memory:") as db:
         features = [*(Feature(name, name) for name in _FEATURES), Feature("vector", _VECTOR)]
@@ -38,8 +39,9 @@ def warmup() -> int:
             # Few keys are looked up in the tree, many in the hashed dictionary.
             for repeats in (1, 3000):
                 left = {entity: np.repeat(keys, repeats), "event_timestamp": np.repeat(times, repeats)}
-                db.get_historical_features(
-                    left, [f"{table}:{name}" for name in (*_FEATURES, "vector")], known_at=times[1]
-                ).to_numpy()
+                references = [f"{table}:{name}" for name in (*_FEATURES, "vector")]
+                db.get_historical_features(left, references, known_at=times[1]).to_numpy()
+                db.get_online_features(references, {entity: left[entity]})
         db.materialize()
-    return sum(len(kernel.signatures) for kernel in vars(kernels).values() if hasattr(kernel, "signatures"))
+    functions = [*vars(kernels).values(), *vars(online_kernels).values()]
+    return sum(len(function.signatures) for function in functions if hasattr(function, "signatures"))

@@ -18,7 +18,7 @@ from strategies import tiny_limits
 from xxh64 import xxh64
 
 import featuredb as fdb
-from featuredb.columns import Column
+from featuredb.columns import Column, concat
 from featuredb.errors import CorruptionError
 from featuredb.schema import DTYPES
 from featuredb.storage import kernels
@@ -145,7 +145,7 @@ def test_a_column_of_any_scalar_dtype_is_read_as_it_was_written(column: Column, 
 
         def work(txn: WriteTxn) -> None:
             reader = written(txn, column)
-            found = reader.read_feature(1, column.dtype)
+            found = concat(reader.feature_parts(1, column.dtype))
             assert found.data.dtype == column.data.dtype
             assert (found.valid is None) == (column.valid is None)
             present = slice(None)
@@ -215,7 +215,7 @@ def test_a_value_that_is_no_decimal_is_kept_wherever_it_stands(late: float) -> N
 
         def work(txn: WriteTxn) -> tuple[list[int], str]:
             reader = written(txn, Column(DTYPES["float64"], values))
-            return bits(reader.read_feature(1, DTYPES["float64"]).data), reader.info.columns[1].encoding
+            return bits(concat(reader.feature_parts(1, DTYPES["float64"])).data), reader.info.columns[1].encoding
 
         found, encoding = db._env.write(work, durable=False)
     assert found == bits(values)

@@ -307,7 +307,7 @@ def _forget_history(txn: WriteTxn, cache: SegmentCache, table: StoredTable, spac
             kept.append(ref)
             continue
         space.touched |= here
-        rows = read_rows(reader, live_dtypes(table))
+        rows = read_rows([reader], live_dtypes(table))
         others = rows.take(np.isin(rows.codes, space.codes, invert=True))
         removed += len(rows) - len(others)
         if len(others):

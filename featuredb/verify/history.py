@@ -254,7 +254,7 @@ def _check_unique(check: Check, table: StoredTable, readers: list[SegmentReader]
     from featuredb.offline.merge import read_rows
 
     for place, reader in enumerate(readers[:-1]):
-        rows = read_rows(reader, {})
+        rows = read_rows([reader], {})
         for other in readers[place + 1 :]:
             twice = int(np.count_nonzero(find_stored(other, rows, other.dead()) >= 0)) if len(rows) else 0
             if twice:
