@@ -42,8 +42,8 @@ FAULTS = (
         "max age excludes its end",
         "test_join.py",
         "offline/kernels/searching.py",
-        "if place < slice_start or event < oldest or",
-        "if place < slice_start or event <= oldest or",
+        "(found & (event >= oldest) &",
+        "(found & (event > oldest) &",
     ),
     Fault(
         "knowledge time is ignored",

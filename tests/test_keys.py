@@ -13,6 +13,7 @@ from featuredb.columns import Column, Heap
 from featuredb.errors import CorruptionError, InputError
 from featuredb.offline import kernels
 from featuredb.offline.dictionary import _encoder
+from featuredb.offline.kernels.hashing import LANES
 from featuredb.schema import DTYPES, INTEGER_NAMES, DType
 from featuredb.storage.keys import decode_keys, encode_keys, value_encoder
 from featuredb.storage.segment import frozen
@@ -91,7 +92,15 @@ def test_bytes_are_found_in_a_hash_table_if_they_are_in_it(known: list[bytes], a
     slots = np.full(64, -1, dtype=np.int32)
     kernels.insert_bytes(frozen(held.offsets), frozen(held.data), 0, slots)
     out = np.empty(len(keys), dtype=np.int32)
-    kernels.find_bytes(frozen(keys.offsets), frozen(keys.data), frozen(held.offsets), frozen(held.data), slots, out)
+    kernels.find_bytes(
+        frozen(keys.offsets),
+        frozen(keys.data),
+        frozen(held.offsets),
+        frozen(held.data),
+        slots,
+        np.empty(LANES, np.uint64),
+        out,
+    )
     assert out.tolist() == [known.index(key) if key in known else -1 for key in [*asked, *known]]
 
 

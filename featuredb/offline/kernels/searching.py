@@ -191,14 +191,10 @@ def asof(
             i = first + j
             place = places[j]
             time = times[i]
-            if sizes[j] == 0:
-                continue
             event = base + unpacked(addresses, table, shift, width, mask, align, place)
-            if event > time:
-                continue
             oldest = max(floor, time - max_age)
-            slice_start = slices[i, 0]
-            if filtered:
+            slice_start = np.int64(slices[i, 0])
+            if filtered and sizes[j] > 0 and event <= time:
                 if knows:
                     limit = known_us[i if len(known_us) > 1 else 0]
                 while (
@@ -214,7 +210,9 @@ def asof(
                         place -= 1
                     if place >= slice_start:
                         event = base + unpacked(addresses, table, shift, width, mask, align, place)
-            if place < slice_start or event < oldest or event < best_event[i]:
+            # One branch of all conditions: each of them is right about as often as not.
+            found = (sizes[j] > 0) & (place >= slice_start) & (event <= time)
+            if not (found & (event >= oldest) & (event >= best_event[i])):
                 continue
             created = created_base if created_width == 0 else value_at(addresses, cells[CREATED], place)
             if event > best_event[i] or created >= best_created[i]:
