@@ -52,6 +52,16 @@ def _find_code(codes, code, low):
 @njit(nogil=True)
 def _find_entity(addresses, cells, count, code, low):
     """As `_find_code`, in the column of codes of a segment."""
+    if low >= count:
+        return low
+    here = value_at(addresses, cells, low)
+    if here >= code:
+        return low
+    # The codes are distinct: the place is here if all between are in the segment, and not behind in any case.
+    guess = low + (code - here)
+    if guess < count and value_at(addresses, cells, guess) == code:
+        return guess
+    count = min(count, guess)
     step = 1
     high = low
     while high < count and value_at(addresses, cells, high) < code:
