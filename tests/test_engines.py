@@ -146,7 +146,9 @@ def by_pandas(join: Join, stored: pa.Table, asked: pa.Table) -> tuple[list[Any],
     history = stored.to_pandas(types_mapper=exact).drop_duplicates([*join.entities, "event", "created"], keep="last")
     if join.known_us is not None:
         history = history[history["known"] <= join.known_us]
-    history = history.sort_values(["event", "created"], na_position="first", kind="stable")
+    # pandas 2.2 does not put nulls first in the second column.
+    made = history["created"].fillna(-(1 << 62)).astype("int64")
+    history = history.assign(made=made).sort_values(["event", "made"], kind="stable")
     history = history.drop_duplicates([*join.entities, "event"], keep="last")
     history["when"] = history["event"]
     left = asked.to_pandas(types_mapper=exact).dropna(subset=[*join.entities, "at"]).sort_values("at", kind="stable")
