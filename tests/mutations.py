@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("tests/test_join.py", "tests/test_online.py", "tests/test_ingest_order.py", "tests/test_database.py")
+TESTS = tuple(
+    f"tests/test_{name}.py" for name in ("join", "online", "ingest_order", "database", "packing", "sorting")
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,24 @@ FAULTS = (
         "online/index.py",
         "        wins[places] = newer\n",
         "        wins[places] = True\n",
+    ),
+    Fault(
+        "a negative zero is taken for a decimal",
+        "storage/kernels.py",
+        "        scaled = np.rint(values[i] * scale) + 0.0\n",
+        "        scaled = np.rint(values[i] * scale)\n",
+    ),
+    Fault(
+        "a value that crosses words is read short",
+        "storage/kernels.py",
+        "        if shift + width > 64:\n",
+        "        if shift + width > 65:\n",
+    ),
+    Fault(
+        "merging runs forgets the order of arrival",
+        "offline/kernels/sorting.py",
+        "            event[j] < event_tmp[i] or",
+        "            event[j] <= event_tmp[i] or",
     ),
     Fault(
         "unchanged rows are stored again",
