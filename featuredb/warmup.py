@@ -59,7 +59,7 @@ def _unsorted(entity: str, keys: NDArray[Any]) -> dict[str, Any]:
     values = {name: np.arange(count).astype(name) / (1 if name != "float64" else 10) for name in _FEATURES[1:4]}
     data: dict[str, Any] = {name: np.ma.MaskedArray(one, np.arange(count) % 7 == 3) for name, one in values.items()}
     data["bool"] = np.arange(count) % 3 == 0
-    data["string"] = [str(row) if row % 2 else None for row in range(count)]
+    data["string"] = [str(row) if row % 7 else None for row in range(count)]
     data["vector"] = np.zeros((count, 3), dtype=np.float32)
     times = np.array([7, 3], dtype="datetime64[us]").repeat(_ROWS) - np.arange(count).astype("timedelta64[us]")
     return data | {entity: np.tile(keys, _ROWS), "event_timestamp": times}
