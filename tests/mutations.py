@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = tuple(
-    f"tests/test_{name}.py" for name in ("join", "online", "ingest_order", "database", "packing", "sorting")
-)
+TESTS = tuple(f"tests/test_{name}.py" for name in ("join", "online", "ingest_order", "database", "packing", "sorting"))
 
 
 @dataclass(frozen=True)
