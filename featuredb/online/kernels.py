@@ -9,7 +9,10 @@ the file is not trusted: `locate` checks every offset before it is used, and say
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 _options = {"nogil": True, "cache": True, "boundscheck": False}
 
@@ -136,6 +139,126 @@ def _precedes(pages, at, size, keys, key_at, key_size):
     return one < two or (one == two and size <= key_size)
 
 
+@intrinsic
+def _prefetch(_, data, at):
+    """Ask for the cache line of ``data[at]``."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.gep(array.data, [args[1]]), flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64), codegen
+
+
+@njit(inline="always", nogil=True)
+def _enter_pages(pages, page_bytes, flags, lanes, page, base, count, probe, sound):
+    """Begin with the page of each lane, a number that becomes a place; the most nodes of any."""
+    most = 0
+    for lane in range(lanes):
+        number = page[lane]
+        here = number * page_bytes
+        page[lane] = here
+        base[lane] = 0
+        sound[lane] &= _page_is(pages, here, page_bytes, number, flags)
+        # An unsound page is one whose only node is looked at in vain.
+        count[lane] = (_u16(pages, here + 12) - _PAGE_HEADER) >> 1 if sound[lane] else 1
+        most = max(most, count[lane])
+        _prefetch(pages, here + _PAGE_HEADER + 2 * (count[lane] >> 1))
+    for lane in range(lanes):
+        probe[lane] = _u16(pages, page[lane] + _PAGE_HEADER + 2 * (count[lane] >> 1))
+        _prefetch(pages, page[lane] + probe[lane])
+    return most
+
+
+@njit(inline="always", nogil=True)
+def _halve(pages, words_end, lanes, page, base, count, probe, half_left, skip, first, second, key_size, masks):
+    """One step of the binary search of each lane, by 16 bytes behind those skipped; whether some need more of them.
+
+    There is no branch in the loop: what it compares is not to be guessed, and each wrong guess costs as much as the
+    rest.
+    """
+    left = False
+    for lane in range(lanes):
+        half = count[lane] >> 1
+        offset = probe[lane] + skip[lane]
+        node = page[lane] + min(offset, words_end)
+        size = _u16(pages, node - skip[lane] + 6) - skip[lane]
+        kept = max(min(size, 16), 0)
+        one = _big_endian(pages, node + _NODE_HEADER) & masks[kept, 0]
+        two = _big_endian(pages, node + _NODE_HEADER + 8) & masks[kept, 1]
+        same = one == first[lane]
+        even = same & (two == second[lane])
+        key_left = key_size[lane] - skip[lane]
+        precedes = (one < first[lane]) | (same & (two < second[lane])) | (even & (size <= key_left))
+        undecided = (offset > words_end) | (even & (size > 16) & (key_left > 16))
+        half_left[lane] = half * np.int64(undecided)
+        left |= undecided & (half > 0)
+        base[lane] += half * np.int64(precedes & (not undecided))
+        count[lane] -= half
+        probe[lane] = _u16(pages, page[lane] + _PAGE_HEADER + 2 * (base[lane] + (count[lane] >> 1)))
+        _prefetch(pages, page[lane] + probe[lane])
+    return left
+
+
+@njit(nogil=True, cache=True)
+def _decide(pages, page_bytes, lanes, page, base, count, probe, sound, half_left, keys, key_start, key_size):
+    """Finish the step of lanes whose node is at the end of its page, or agrees in 16 bytes."""
+    for lane in range(lanes):
+        half = half_left[lane]
+        if half == 0:
+            continue
+        here = page[lane]
+        offset = _u16(pages, here + _PAGE_HEADER + 2 * (base[lane] + half))
+        sound[lane] &= offset <= page_bytes - _NODE_HEADER
+        size = _u16(pages, here + offset + 6) if sound[lane] else 0
+        sound[lane] &= offset + _NODE_HEADER + size <= page_bytes
+        if sound[lane] and _precedes(pages, here + offset + _NODE_HEADER, size, keys, key_start[lane], key_size[lane]):
+            base[lane] += half
+            probe[lane] = _u16(pages, here + _PAGE_HEADER + 2 * (base[lane] + (count[lane] >> 1)))
+            _prefetch(pages, here + probe[lane])
+
+
+@njit(nogil=True, cache=True)
+def _agree(pages, page_bytes, here, place, known, keys, key_start, key_size):
+    """How many bytes the key shares with that of a node, which are `known` at least if the page is sound."""
+    offset = _u16(pages, here + _PAGE_HEADER + 2 * place)
+    if offset > page_bytes - _NODE_HEADER:
+        return 0
+    size = min(_u16(pages, here + offset + 6), key_size)
+    if offset + _NODE_HEADER + size > page_bytes:
+        return 0
+    while known < size and pages[np.uint64(here + offset + _NODE_HEADER + known)] == keys[np.uint64(key_start + known)]:
+        known += 1
+    return known
+
+
+@njit(inline="always", nogil=True)
+def _child(pages, page_bytes, page_count, here, offset):
+    """The page that a branch's node leads to; 0 if there can be none."""
+    if offset > page_bytes - _NODE_HEADER:
+        return 0
+    number = _u32(pages, here + offset) | _u16(pages, here + offset + 4) << 32
+    return number if 2 <= number < page_count else 0
+
+
+@njit(inline="always", nogil=True)
+def _found(pages, page_bytes, page_count, here, offset, keys, key_start, key_size):
+    """Where the value is, and its size, if the leaf's node has the key; `ABSENT`, or `UNSETTLED` if it cannot be."""
+    if offset > page_bytes - _NODE_HEADER:
+        return UNSETTLED, 0
+    node = here + offset
+    size = _u16(pages, node + 6)
+    if offset + _NODE_HEADER + size > page_bytes:
+        return UNSETTLED, 0
+    if size != key_size or not _same(pages, node + _NODE_HEADER, keys, key_start, key_size):
+        return ABSENT, 0
+    return _value(pages, node, here, page_bytes, page_count)
+
+
 @njit(**_options)
 def locate(pages, page_bytes, page_count, root, depth, keys, key_offsets, masks, at, size):
     """Walk LMDB's tree for each key: where in `pages` its value is, or `ABSENT`, or `UNSETTLED`.
@@ -143,93 +266,58 @@ def locate(pages, page_bytes, page_count, root, depth, keys, key_offsets, masks,
     `keys` are whole keys, one after the other, with 16 bytes behind the last; ``masks[n]`` keeps the first n of 16
     bytes. Whatever the pages hold, just the first `page_count` of them are read, which `pages` has.
     """
-    page = np.empty(_LANES, dtype=np.int64)
-    base = np.empty(_LANES, dtype=np.int64)
-    count = np.empty(_LANES, dtype=np.int64)
+    page, base, count, probe = np.empty((4, _LANES), dtype=np.int64)
+    half_left, key_start, key_size = np.empty((3, _LANES), dtype=np.int64)
+    # What the key shares with the greatest node known to be below it, with the least above, and with all between.
+    below, above, skip = np.empty((3, _LANES), dtype=np.int64)
+    first, second = np.empty((2, _LANES), dtype=np.uint64)
     sound = np.empty(_LANES, dtype=np.bool_)
-    first = np.empty(_LANES, dtype=np.uint64)
-    second = np.empty(_LANES, dtype=np.uint64)
-    key_start = np.empty(_LANES, dtype=np.int64)
-    key_sizes = np.empty(_LANES, dtype=np.int64)
     words_end = page_bytes - _NODE_HEADER - 16
     for begin in range(0, len(key_offsets) - 1, _LANES):
         lanes = min(_LANES, len(key_offsets) - 1 - begin)
         for lane in range(lanes):
-            start = key_offsets[begin + lane]
-            key_size = key_offsets[begin + lane + 1] - start
-            key_start[lane], key_sizes[lane] = start, key_size
-            first[lane] = _big_endian(keys, start) & masks[min(key_size, 16), 0]
-            second[lane] = _big_endian(keys, start + 8) & masks[min(key_size, 16), 1]
+            start = key_start[lane] = key_offsets[begin + lane]
+            key_size[lane] = key_offsets[begin + lane + 1] - start
+            below[lane] = above[lane] = skip[lane] = 0
             page[lane] = root
             sound[lane] = True
+            at[begin + lane] = UNSETTLED
         for level in range(depth):
             flags = _LEAF if level == depth - 1 else _BRANCH
-            most = 0
             for lane in range(lanes):
-                number = page[lane]
-                here = number * page_bytes
-                page[lane] = here
-                base[lane] = 0
-                sound[lane] &= _page_is(pages, here, page_bytes, number, flags)
-                count[lane] = (_u16(pages, here + 12) - _PAGE_HEADER) >> 1 if sound[lane] else 1
-                most = max(most, count[lane])
+                start, kept = key_start[lane] + skip[lane], min(key_size[lane] - skip[lane], 16)
+                first[lane] = _big_endian(keys, start) & masks[kept, 0]
+                second[lane] = _big_endian(keys, start + 8) & masks[kept, 1]
+            most = _enter_pages(pages, page_bytes, flags, lanes, page, base, count, probe, sound)
             # The last node whose key is not greater; a branch's first stands for all that is less than its second.
             while most > 1:
                 most -= most >> 1
-                for lane in range(lanes):
-                    half = count[lane] >> 1
-                    here = page[lane]
-                    key_size = key_sizes[lane]
-                    offset = _u16(pages, here + _PAGE_HEADER + 2 * (base[lane] + half))
-                    precedes = False
-                    tie = True
-                    if offset <= words_end:
-                        node = here + offset
-                        node_size = _u16(pages, node + 6)
-                        kept = min(node_size, 16)
-                        one = _big_endian(pages, node + _NODE_HEADER) & masks[kept, 0]
-                        two = _big_endian(pages, node + _NODE_HEADER + 8) & masks[kept, 1]
-                        same = one == first[lane]
-                        even = same & (two == second[lane])
-                        tie = even & (node_size > 16) & (key_size > 16)
-                        less = (one < first[lane]) | (same & (two < second[lane]))
-                        precedes = less | (even & (node_size <= key_size))
-                    if tie:
-                        fits = offset <= page_bytes - _NODE_HEADER
-                        node_size = _u16(pages, here + offset + 6) if fits else 0
-                        fits = fits and offset + _NODE_HEADER + node_size <= page_bytes
-                        sound[lane] &= fits | (half == 0)
-                        precedes = fits and _precedes(
-                            pages, here + offset + _NODE_HEADER, node_size, keys, key_start[lane], key_size
-                        )
-                    base[lane] += half * np.int64(precedes)
-                    count[lane] -= half
-            for lane in range(lanes):
-                here = page[lane]
-                offset = _u16(pages, here + _PAGE_HEADER + 2 * base[lane])
-                sound[lane] &= offset <= page_bytes - _NODE_HEADER
-                page[lane] = 0
-                if not sound[lane]:
-                    continue
-                node = here + offset
-                if flags == _BRANCH:
-                    number = _u32(pages, node) | _u16(pages, node + 4) << 32
-                    sound[lane] = number >= 2 and number < page_count
-                    page[lane] = number if sound[lane] else 0
-                    continue
-                key_size = key_sizes[lane]
-                sound[lane] = offset + _NODE_HEADER + _u16(pages, node + 6) <= page_bytes
-                if not sound[lane]:
-                    continue
-                if _u16(pages, node + 6) == key_size and _same(
-                    pages, node + _NODE_HEADER, keys, key_start[lane], key_size
+                if _halve(
+                    pages, words_end, lanes, page, base, count, probe, half_left, skip, first, second, key_size, masks
                 ):
-                    at[begin + lane], size[begin + lane] = _value(pages, node, here, page_bytes, page_count)
-                else:
-                    at[begin + lane] = ABSENT
-        for lane in range(lanes):
-            if not sound[lane]:
-                at[begin + lane] = UNSETTLED
+                    _decide(
+                        pages, page_bytes, lanes, page, base, count, probe, sound, half_left, keys, key_start, key_size
+                    )
+            for lane in range(lanes):
+                here, offset = page[lane], probe[lane]
+                page[lane] = 0
+                if flags == _BRANCH and sound[lane]:
+                    if key_size[lane] > 16:
+                        start, whole = key_start[lane], key_size[lane]
+                        if base[lane] > 0:
+                            below[lane] = _agree(pages, page_bytes, here, base[lane], skip[lane], keys, start, whole)
+                        if base[lane] + 1 < (_u16(pages, here + 12) - _PAGE_HEADER) >> 1:
+                            above[lane] = _agree(
+                                pages, page_bytes, here, base[lane] + 1, skip[lane], keys, start, whole
+                            )
+                        skip[lane] = min(below[lane], above[lane], words_end)
+                    page[lane] = _child(pages, page_bytes, page_count, here, offset)
+                    sound[lane] = page[lane] > 0
+                    _prefetch(pages, page[lane] * page_bytes)
+                elif sound[lane]:
+                    at[begin + lane], size[begin + lane] = _found(
+                        pages, page_bytes, page_count, here, offset, keys, key_start[lane], key_size[lane]
+                    )
 
 
 # --- rows -------------------------------------------------------------------------------------------
