@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from benchmarks.process import BenchmarkError
 
 _KEY = struct.Struct(">q")
 _START_SECONDS_MAX = 10.0
@@ -30,37 +34,25 @@ class RedisServer:
 
         # The path of a socket may have some hundred characters at most.
         self._folder = tempfile.TemporaryDirectory(prefix="redis-")
-        socket = Path(self._folder.name) / "redis.sock"
-        arguments = [
-            "--port",
-            "0",
-            "--unixsocket",
-            str(socket),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--dir",
-            str(folder),
-        ]
+        address = str(Path(self._folder.name) / "redis.sock")
+        arguments = ["--port", "0", "--unixsocket", address, "--save", "", "--appendonly", "no", "--dir", str(folder)]
         self._process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
-        self.client: Any = redis.Redis(unix_socket_path=str(socket))
+        self.client: Any = redis.Redis(unix_socket_path=address)
         try:
-            self._await(redis.ConnectionError)
+            self._await(address)
         except BaseException:
             self.close()
             raise
 
-    def _await(self, refused: type[Exception]) -> None:
+    def _await(self, address: str) -> None:
         deadline = time.monotonic() + _START_SECONDS_MAX
-        while True:
-            try:
-                self.client.ping()
+        while self._process.poll() is None and time.monotonic() < deadline:
+            # Not by the client, of which older versions leave a socket open when refused.
+            with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+                probe.connect(address)
                 return
-            except refused:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
+            time.sleep(0.01)
+        raise BenchmarkError(f"redis-server does not answer within {_START_SECONDS_MAX:.0f} s")
 
     def close(self) -> None:
         """Stop the server."""

@@ -75,7 +75,7 @@ DECIMAL_INTEGER_MAX: Final = 1 << 51
 PACKED_SAVING_MIN: Final = 1 / 16
 # A transaction holds what it writes in memory until it ends, and then waits for the disk: while a long segment is
 # encoded, it is written in transactions of this size.
-STAGE_BYTES: Final = 1 << 26
+STAGE_BYTES: Final = 1 << 25
 # A segment is merged with its neighbours of like size once this many have gathered.
 MERGE_FANOUT: Final = 4
 # A segment with more than this share of replaced rows is rewritten.
@@ -89,7 +89,7 @@ JOIN_BATCH_ROWS: Final = 1_000_000
 REJECTIONS_KEPT_MAX: Final = 1000
 # Rejected rows a table keeps in the file: the newest.
 REJECTED_ROWS_MAX: Final = 10_000
-# Problems, and differences, that one verification lists.
+# Problems that one verification lists, and differences that its text shows.
 VERIFY_FINDINGS_MAX: Final = 1000
 # Rows held at a time are fewer than the bounds above when their fixed-width values are wide.
 BATCH_BYTES_TARGET: Final = 1 << 30

@@ -139,7 +139,7 @@ class Maintenance:
 
         began = time.perf_counter()
         with self._snapshot() as (_, registry):
-            given = given_keys(registry, keys)
+            given = given_keys(registry, keys, tables)
         with self._writer():
             report = self._env.write(lambda txn: forget(txn, self._cache, given, tables), durable=self._durable)
         return replace(report, seconds=time.perf_counter() - began)

@@ -158,11 +158,12 @@ def container(kind: str, columns: Columns) -> Any:
     return makers[kind]()
 
 
-def small_batches(patch: pytest.MonkeyPatch, rows: int) -> None:
-    """Make ingests and joins work in batches of this many rows, whatever the data."""
-    names = ("ingest.INGEST_BATCH_ROWS", "ingest.INGEST_MEMORY_ROWS", "training.JOIN_BATCH_ROWS")
-    for name in (*names, "retrieve.JOIN_BATCH_ROWS"):
+def small_batches(patch: pytest.MonkeyPatch, rows: int, memory_rows: int | None = None) -> None:
+    """Make ingests and joins work in batches of this many rows, or `memory_rows` of data that is in memory."""
+    names = ("ingest.INGEST_BATCH_ROWS", "training.JOIN_BATCH_ROWS", "retrieve.JOIN_BATCH_ROWS")
+    for name in names:
         patch.setattr(f"featuredb.offline.{name}", rows)
+    patch.setattr("featuredb.offline.ingest.INGEST_MEMORY_ROWS", memory_rows or rows)
 
 
 def tiny_limits(patch: pytest.MonkeyPatch) -> None:
@@ -174,13 +175,16 @@ def tiny_limits(patch: pytest.MonkeyPatch) -> None:
         "storage.packing.CHUNK_ROWS_MAX": 3,
         "storage.packing._SAMPLE_ROWS": 2,
         "storage.segment.SEGMENTS_HELD_MAX": 1,
+        "storage.segment_writer.STAGE_BYTES": 40,
         "storage.keyspace.KEYS_PER_BLOCK": 2,
         "offline.dictionary.KEYS_PER_BLOCK": 2,
         "offline.dictionary.TREE_LOOKUPS_MAX": 0,
+        "offline.dictionary._DISTINCT_MIN": 1,
         "offline.merge.MERGE_FANOUT": 2,
         "offline.merge._TIER_ROWS_MIN": 2,
         "offline.merge.SEGMENT_ROWS_MAX": 20,
         "threads.ROWS_PER_THREAD_MIN": 2,
+        "threads.TASKS_AHEAD": 1,
         "online.index.BATCH_ROWS": 2,
     }.items():
         patch.setattr(f"featuredb.{name}", value)

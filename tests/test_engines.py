@@ -118,7 +118,10 @@ def by_duckdb(join: Join, stored: pa.Table, asked: pa.Table) -> tuple[list[Any],
     keys = ", ".join(join.entities)
     on = " AND ".join(f"asked.{name} = history.{name}" for name in join.entities)
     known = "" if join.known_us is None else f"WHERE known <= {join.known_us}"
-    young = "TRUE" if join.max_age is None else f"history.event >= asked.at - {join.max_age}"
+    # Some versions of DuckDB match a null time with a row.
+    young = "asked.at IS NOT NULL"
+    if join.max_age is not None:
+        young += f" AND history.event >= asked.at - {join.max_age}"
     query = f"""
         WITH one AS (
             SELECT * FROM stored QUALIFY row_number() OVER (PARTITION BY {keys}, event, created ORDER BY n DESC) = 1

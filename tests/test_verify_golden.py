@@ -182,7 +182,7 @@ def test_every_missing_chunk_is_reported_by_its_column(golden: fdb.Database) -> 
 def live_rows(txn: ReadTxn, db: fdb.Database, name: str, segment: int = 1) -> Rows:
     one = stored(db, name)
     ref = next(ref for ref in read_manifest(txn, one.id).segments if ref.id == segment)
-    return read_rows(SegmentCache().reader(txn, one.id, ref), live_dtypes(one))
+    return read_rows([SegmentCache().reader(txn, one.id, ref)], live_dtypes(one))
 
 
 def rewrite(db: fdb.Database, name: str, change: Callable[[Rows], Rows], segment: int = 1) -> None:

@@ -60,7 +60,7 @@ class Converted:
         return found
 
 
-def as_column(values: Any, dtype: DType, name: str, *, text: bool = False) -> Converted:
+def as_column(values: Any, dtype: DType, name: str, *, text: bool = False, distinct: bool = True) -> Converted:
     """The values as a `Column` of `dtype`, each kept exactly or rejected.
 
     Lists and vectors come as a list, tuple or array in each row, as an array of two dimensions, or as an
@@ -77,6 +77,9 @@ def as_column(values: Any, dtype: DType, name: str, *, text: bool = False) -> Co
         The caller's name of the column, for messages.
     text : bool
         The values are fields of a text file, None where empty: numbers, booleans and bytes are parsed.
+    distinct : bool
+        Keep each string once, wherever it pays to find repeats. Otherwise only where there seem to be many: for
+        columns that are read once and not stored.
 
     Returns
     -------
@@ -84,7 +87,7 @@ def as_column(values: Any, dtype: DType, name: str, *, text: bool = False) -> Co
         With ``problem`` when the values as a whole are of a wrong type; the column is then all null.
         Cost: linear; strings are hashed once per value.
     """
-    outcome = _convert(values, Target(name, dtype, text))
+    outcome = _convert(values, Target(name, dtype, text, distinct))
     rejected = tuple(
         RowProblems(name, bad.reason, bad.rows, tuple(map(bad.show, bad.rows[:REJECTIONS_KEPT_MAX].tolist())))
         for bad in outcome.bad

@@ -25,6 +25,7 @@ from featuredb.frames.outcome import (
 
 # Arrow arrays of more bytes are not joined: a string array cannot pass 2 GiB.
 _JOIN_BYTES_MAX = 1 << 30
+_SAMPLE_ROWS = 1024
 
 
 def arrow() -> Any:
@@ -49,7 +50,10 @@ def from_arrow(values: Any, target: Target) -> Outcome:
         codes, valid = _arrow_flat(values.indices)
         return from_dictionary(codes, valid, lambda: from_arrow(values.dictionary, target), target)
     if _is_binary(kind):
-        encoded = _plain_binary(values).dictionary_encode()
+        plain = _plain_binary(values)
+        if not target.distinct and values.null_count == 0 and _seldom_repeat(plain):
+            return _from_binary(plain, target)
+        encoded = plain.dictionary_encode()
         codes, valid = _arrow_flat(encoded.indices)
         return from_dictionary(codes, valid, lambda: _from_binary(encoded.dictionary, target), target)
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or _is_datetime(kind):
@@ -131,8 +135,14 @@ def _arrow_flat(values: Any) -> tuple[NDArray[Any], Mask | None]:
     return data, valid
 
 
+def _seldom_repeat(values: Any) -> bool:
+    """Whether the first values are mostly distinct: then finding those that are not takes longer than it saves."""
+    first = values.slice(0, _SAMPLE_ROWS)
+    return 2 * len(first.dictionary_encode().dictionary) > len(first)
+
+
 def _from_binary(values: Any, target: Target) -> Outcome:
-    """Distinct Arrow strings or bytes, none of them null."""
+    """Arrow strings or bytes, none of them null, each an entry of the heap."""
     is_text = "string" in str(values.type)
     if target.text or (is_text and target.dtype.name == "timestamp"):
         return from_objects(values.to_pylist(), target, nan_is_null=False)

@@ -44,6 +44,7 @@ class Target:
     name: str
     dtype: DType
     text: bool
+    distinct: bool = True
 
     def refuse(self, rows: int, what: str, row: int | None = None, value: str | None = None) -> Outcome:
         problem = Problem(self.describe(what), self.name, row, value)

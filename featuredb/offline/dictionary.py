@@ -110,6 +110,35 @@ def _number_part(words: NDArray[np.uint64], numbers: NDArray[np.int32]) -> NDArr
     return firsts[:count]
 
 
+def _encoder(columns: Sequence[Column]) -> Callable[[slice], Heap]:
+    """A function from some rows to their key bytes: `encode_keys` of the columns, for many rows."""
+    heaps, lengths = [], []
+    for column in columns:
+        heap = column.heap
+        length = np.empty(0 if heap is None else len(heap), dtype=np.int64)
+        if heap is not None:
+            heap = Heap(frozen(heap.offsets), frozen(heap.data))
+            kernels.escaped_lengths(heap.offsets, heap.data, length)
+        heaps.append(heap)
+        lengths.append(length)
+
+    def encode(rows: slice) -> Heap:
+        sizes = np.zeros(rows.stop - rows.start, dtype=np.int64)
+        for column, length in zip(columns, lengths, strict=True):
+            sizes += length.take(column.data[rows]) if column.heap is not None else column.dtype.numpy.itemsize
+        offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
+        np.cumsum(sizes, out=offsets[1:])
+        cursors, data = offsets[:-1].copy(), np.empty(offsets[-1], dtype=np.uint8)
+        for column, heap in zip(columns, heaps, strict=True):
+            if heap is not None:
+                kernels.put_escaped(frozen(column.data[rows]), heap.offsets, heap.data, cursors, data)
+            else:
+                kernels.put_words(key_words([column], rows), column.dtype.numpy.itemsize, cursors, data)
+        return Heap(offsets, data)
+
+    return encode
+
+
 class KeyDictionary:
     """The keys of a key space in memory, read once and extended as the space grows.
 
@@ -163,8 +192,11 @@ class KeyDictionary:
         if self._prefers_tree(txn, len(keys)):
             return self._space.lookup(txn, keys.tolist())
         if not self._width:
-            return self._find_bytes(txn, keys, None)
-        return self._find_words(txn, len(keys), lambda part: _words(keys, self._width)[part], None)
+            return self._find_bytes(
+                txn, len(keys), lambda part: Heap(keys.offsets[part.start : part.stop + 1], keys.data), None
+            )
+        words = _words(keys, self._width)
+        return self._find_words(txn, len(keys), words.__getitem__, None)
 
     def codes(
         self, txn: ReadTxn, columns: Sequence[Column], threads: int | None = None
@@ -184,10 +216,12 @@ class KeyDictionary:
             return codes, "look-ups in the tree"
         if self._width:
             found = self._find_words(txn, len(first), lambda part: key_words(columns, part), threads)
-        elif len(columns) == 1 and first.heap is not None:
-            found = self._find_distinct(txn, first, threads)
+        elif len(columns) == 1 and first.heap is not None and 2 * len(first.heap) <= len(first):
+            # Of strings that repeat, each is looked up once.
+            entries = Column(first.dtype, np.arange(len(first.heap), dtype=np.int32), None, first.heap)
+            found = self._find_bytes(txn, len(entries), _encoder([entries]), threads).take(first.data)
         else:
-            found = self._find_bytes(txn, encode_keys(columns), threads)
+            found = self._find_bytes(txn, len(first), _encoder(columns), threads)
         return found, "hashed dictionary"
 
     def _prefers_tree(self, txn: ReadTxn, rows: int) -> bool:
@@ -217,24 +251,21 @@ class KeyDictionary:
         over_rows(rows, find, threads)
         return out
 
-    def _find_bytes(self, txn: ReadTxn, keys: Heap, threads: int | None) -> NDArray[np.int32]:
+    def _find_bytes(
+        self, txn: ReadTxn, rows: int, keys_of: Callable[[slice], Heap], threads: int | None
+    ) -> NDArray[np.int32]:
         held, _, slots = self._read(txn)
-        out = np.empty(len(keys), dtype=np.int32)
-        offsets, data = frozen(keys.offsets), frozen(keys.data)
         held_offsets, held_data = frozen(held.offsets), frozen(held.data)
+        out = np.empty(rows, dtype=np.int32)
 
         def find(start: int, stop: int) -> None:
-            kernels.find_bytes(offsets[start : stop + 1], data, held_offsets, held_data, slots, out[start:stop])
+            for low in range(start, stop, _ROWS_AT_A_TIME):
+                part = slice(low, min(low + _ROWS_AT_A_TIME, stop))
+                keys = keys_of(part)
+                kernels.find_bytes(frozen(keys.offsets), frozen(keys.data), held_offsets, held_data, slots, out[part])
 
-        over_rows(len(keys), find, threads)
+        over_rows(rows, find, threads)
         return out
-
-    def _find_distinct(self, txn: ReadTxn, column: Column, threads: int | None) -> NDArray[np.int32]:
-        """Of strings, each entry of the heap is looked up once."""
-        assert column.heap is not None
-        entries = np.arange(len(column.heap), dtype=np.int32)
-        codes = self._find_bytes(txn, encode_keys([Column(column.dtype, entries, None, column.heap)]), threads)
-        return codes.take(column.data)
 
     def keys(self, txn: ReadTxn, codes: NDArray[np.int32]) -> Heap:
         """The key bytes of each code."""

@@ -353,7 +353,7 @@ class Ingest:
         if not len(batch):
             return outcome, rows, 0
         outcome.repeated = len(batch) - len(rows)
-        numbers = batch.number if rows.places is None else batch.number[rows.places]
+        places = rows.places
         if self._filled and self._to != "online":
             before = [
                 self._cache.reader(txn, self._table.id, ref) for ref in self._segments if ref.id in self._committed
@@ -361,7 +361,8 @@ class Ingest:
             rows = fill_from_history(before, rows.gathered(), live_dtypes(self._table))
         if self._to != "offline" and self._table.definition.online:
             last = last_of_each(rows.codes)
-            outcome.latest = self._latest.add(rows.take(last), batch.keys.take(numbers[last]))
+            numbers = batch.number[last if places is None else places[last]]
+            outcome.latest = self._latest.add(rows.take(last), batch.keys.take(numbers))
         if self._to == "online":
             outcome.ingested = len(rows)
             return outcome, rows.take(slice(0)), 0

@@ -190,7 +190,7 @@ class Joiner:
         problems: list[Problem] = []
 
         def convert(name: str, dtype: DType) -> Column:
-            result = as_column(frame.column(name), dtype, name)
+            result = as_column(frame.column(name), dtype, name, distinct=False)
             problems.extend(result.problems(first_row))
             return result.column
 

@@ -51,6 +51,7 @@ def sort_rows(rows: Rows, *, keep_replaced: bool = False) -> Rows:
     bounds, codes, places, event_out, created_out = _by_code(codes, event, created)
     equal = _sort_by_time(bounds, places, event_out, created_out)
     commit = rows.commit if is_uniform(rows.commit) else rows.commit[places]
+    places = places if rows.places is None else rows.places[places]
     created_out = created_out if len(created) else rows.created
     ordered = Rows(codes, event_out, created_out, commit, rows.columns, places)
     return ordered if keep_replaced or not equal else ordered.where(~_replaced(ordered))
@@ -107,20 +108,18 @@ def _replaced(rows: Rows) -> NDArray[np.bool_]:
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
-    """The parts one after the other; all have the same features."""
-    if len(parts) == 1:
-        return parts[0]
+    """The parts one after the other; all have the same features, and their values in order."""
     return Rows(
         np.concatenate([part.codes for part in parts]),
         np.concatenate([part.event for part in parts]),
-        _joined([part.created for part in parts]),
-        _joined([part.commit for part in parts]),
+        joined([part.created for part in parts]),
+        joined([part.commit for part in parts]),
         {feature: concat([part.columns[feature] for part in parts]) for feature in parts[0].columns},
     )
 
 
-def _joined(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """The parts one after the other; uniform if all of them are, with one value."""
+def joined(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Timestamps or commits, one part after the other; uniform if all of them are, with one value."""
     values = {int(part[0]) for part in parts if is_uniform(part)}
     if len(values) == 1 and all(map(is_uniform, parts)):
         return uniform(values.pop(), sum(map(len, parts)))

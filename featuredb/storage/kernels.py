@@ -8,7 +8,9 @@ Callers validate, allocate and spread the work over threads by slicing. All kern
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 # Division by zero gives an infinity, as in C, and not an exception.
 _options = {"nogil": True, "cache": True, "boundscheck": False, "error_model": "numpy"}
@@ -87,31 +89,43 @@ def mix(word):
     return word
 
 
-@njit(inline="always", nogil=True)
+@intrinsic
+def _load_word(_, array, place):
+    """The 8 bytes of an array of bytes from `place` on, as an integer."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load(builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer()), align=1)
+
+    return types.uint64(array, types.int64), codegen
+
+
+@njit(nogil=True)
+def _word(data, start, stop):
+    """The bytes from `start` up to `stop`, 8 at most, as an integer."""
+    if start + 8 <= len(data):
+        word = _load_word(data, start)
+        return word if stop - start >= 8 else word & ((np.uint64(1) << np.uint64(8 * (stop - start))) - np.uint64(1))
+    word = np.uint64(0)
+    for j in range(min(stop - start, 8)):
+        word |= np.uint64(data[start + j]) << np.uint64(8 * j)
+    return word
+
+
+@njit(nogil=True)
 def hash_bytes(data, start, stop):
     state = np.uint64(stop - start)
-    i = start
-    while i + 8 <= stop:
-        word = np.uint64(0)
-        for j in range(8):
-            word |= np.uint64(data[i + j]) << np.uint64(8 * j)
-        state = mix(state ^ word) + np.uint64(0x9E3779B97F4A7C15)
-        i += 8
-    word = np.uint64(0)
-    shift = np.uint64(0)
-    while i < stop:
-        word |= np.uint64(data[i]) << shift
-        shift += np.uint64(8)
-        i += 1
-    return mix(state ^ word)
+    for i in range(start, stop, 8):
+        state = mix(state ^ _word(data, i, stop)) + np.uint64(0x9E3779B97F4A7C15)
+    return state
 
 
-@njit(inline="always", nogil=True)
+@njit(nogil=True)
 def same_bytes(a, a_start, a_stop, b, b_start, b_stop):
     if a_stop - a_start != b_stop - b_start:
         return False
-    for i in range(a_stop - a_start):
-        if a[a_start + i] != b[b_start + i]:
+    for i in range(0, a_stop - a_start, 8):
+        if _word(a, a_start + i, a_stop) != _word(b, b_start + i, b_stop):
             return False
     return True
 

@@ -112,10 +112,10 @@ class KeySpace:
             raise LimitError(f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys")
         raw = keys.tolist()
         codes = np.arange(first, first + len(keys), dtype=np.int32)
-        packed = _pack_codes(raw, codes)
         # Pages are filled in key order.
         order = sorted(range(len(raw)), key=raw.__getitem__)
-        txn.put_many((self._key_prefix + raw[place], packed[place]) for place in order)
+        names = map(self._key_prefix.__add__, map(raw.__getitem__, order))
+        txn.put_many(zip(names, map(_pack_codes(raw, codes).__getitem__, order), strict=True))
         done = 0
         while done < len(keys):
             block, used = divmod(first + done, KEYS_PER_BLOCK)

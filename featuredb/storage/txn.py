@@ -174,6 +174,9 @@ class WriteTxn(ReadTxn):
             # The caller's function swallowed the error.
             raise self._full
 
+    def follow(self) -> None:
+        """Do nothing: whoever took the write lock has seen to it."""
+
     def tree(self, prefix: bytes) -> Tree | None:
         """As of the commit before, for what this transaction writes is not in the file; None if it wrote such keys."""
         if any(key.startswith(prefix) or prefix.startswith(key) for key in self._written):
@@ -182,9 +185,6 @@ class WriteTxn(ReadTxn):
             return self._core.file_map.tree(self._txn.id() - 1, self._core.engine.stat())
         except Exception as error:
             raise self._failure(error) from error
-
-    def follow(self) -> None:
-        """Do nothing: whoever took the write lock has seen to it."""
 
     def put(self, key: Bytes, value: Bytes) -> None:
         """Set `key` to `value`."""

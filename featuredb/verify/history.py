@@ -166,7 +166,7 @@ def _check_chunks(check: Check, table: StoredTable, reader: SegmentReader, colum
 def _check_shape(check: Check, reader: SegmentReader, column: ColumnInfo, where: dict[str, Any]) -> None:
     """Whether a column has just the chunks that its encoding takes."""
     index = column.id in (CODES, STARTS)
-    if column.encoding not in (("plain",) if index else _ENCODINGS) or column.chunk_rows < 1:
+    if column.encoding not in (("plain",) if index else _ENCODINGS) or column.chunk_rows.bit_count() != 1:
         check.problem(f"its encoding is {column.encoding!r}, {column.chunk_rows} rows a chunk", **where)
         return
     fault = frame_fault(column)
@@ -254,7 +254,7 @@ def _check_unique(check: Check, table: StoredTable, readers: list[SegmentReader]
     from featuredb.offline.merge import read_rows
 
     for place, reader in enumerate(readers[:-1]):
-        rows = read_rows(reader, {})
+        rows = read_rows([reader], {})
         for other in readers[place + 1 :]:
             twice = int(np.count_nonzero(find_stored(other, rows, other.dead()) >= 0)) if len(rows) else 0
             if twice:

@@ -7,6 +7,7 @@ type-checked: annotations would only repeat what the callers' arrays are.
 
 from __future__ import annotations
 
+from featuredb.offline.kernels.encoding import escaped_lengths, put_escaped, put_words
 from featuredb.offline.kernels.gathering import gather, gather_bytes, gather_decimals, mark_chunks
 from featuredb.offline.kernels.hashing import (
     factorize_words,
@@ -33,6 +34,7 @@ __all__ = [
     "count_codes",
     "counting_sort",
     "counts_to_starts",
+    "escaped_lengths",
     "factorize_words",
     "find_before",
     "find_bytes",
@@ -47,6 +49,8 @@ __all__ = [
     "mark_chunks",
     "mark_slices",
     "place_by_code",
+    "put_escaped",
+    "put_words",
     "scatter_rows",
     "sort_runs",
 ]

@@ -165,6 +165,7 @@ def asof(
     event_min, event_max = zone[2], zone[3]
     table, shift, width = cells[EVENT, TABLE], cells[EVENT, SHIFT], cells[EVENT, WIDTH]
     mask, align, base = cells[EVENT, MASK], cells[EVENT, ALIGN], cells[EVENT, BASE]
+    created_width, created_base = cells[CREATED, WIDTH], cells[CREATED, BASE]
     filtered = len(block_min) > 0
     knows = len(known_us) > 0
     limit = np.int64(NEVER - 1)
@@ -217,7 +218,7 @@ def asof(
                         event = base + unpacked(addresses, table, shift, width, mask, align, place)
             if place < slice_start or event < oldest or event < best_event[i]:
                 continue
-            created = value_at(addresses, cells[CREATED], place)
+            created = created_base if created_width == 0 else value_at(addresses, cells[CREATED], place)
             if event > best_event[i] or created >= best_created[i]:
                 best_event[i] = event
                 best_created[i] = created
