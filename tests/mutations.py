@@ -153,7 +153,7 @@ FAULTS = (
     Fault(
         "late data overwrites newer online",
         "test_online.py",
-        "online/kernels.py",
+        "online/kernels/rows.py",
         "outcome[row] = WINS if later else LOSES",
         "outcome[row] = WINS",
     ),
@@ -167,7 +167,7 @@ FAULTS = (
     Fault(
         "compiled reads know no nulls",
         "test_online_paths.py",
-        "online/kernels.py",
+        "online/kernels/rows.py",
         ">> (null & 7) & 1 ^ 1",
         ">> (null & 7) & 0 ^ 1",
     ),
@@ -181,7 +181,7 @@ FAULTS = (
     Fault(
         "the walk follows any number of a page",
         "test_pagewalk.py",
-        "online/kernels.py",
+        "online/kernels/walking.py",
         "return number if 2 <= number < page_count else 0",
         "return number",
     ),
