@@ -87,6 +87,36 @@ def decode(
             cursor += length
 
 
+@njit(inline="always", nogil=True)
+def _last_word(data, start, length):
+    """The last eight bytes of a value, or all of a shorter one. The header of its row stands before it."""
+    if length == 0:
+        return np.uint64(0)
+    return u64(data, start + length - 8) >> np.uint64(64 - 8 * min(length, 8))
+
+
+@njit(inline="always", nogil=True)
+def _hash(data, start, length):
+    """FNV-1a over words, then the finalizer of MurmurHash3 (Appleby, public domain)."""
+    hashed = np.uint64(length)
+    for i in range(0, length - 8, 8):
+        hashed = (hashed ^ u64(data, start + i)) * np.uint64(0x100000001B3)
+        hashed ^= hashed >> np.uint64(29)
+    hashed ^= _last_word(data, start, length)
+    hashed = (hashed ^ hashed >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)
+    hashed = (hashed ^ hashed >> np.uint64(33)) * np.uint64(0xC4CEB9FE1A85EC53)
+    return hashed ^ hashed >> np.uint64(33)
+
+
+@njit(inline="always", nogil=True)
+def _same(data, one, other, length):
+    """Whether two values of one length are the same."""
+    differ = _last_word(data, one, length) ^ _last_word(data, other, length)
+    for i in range(0, length - 8, 8):
+        differ |= u64(data, one + i) ^ u64(data, other + i)
+    return differ == np.uint64(0)
+
+
 @njit(**_options)
 def distinct(data, starts, lengths, chosen, slots, codes, firsts):
     """Number the distinct values of the `chosen` rows in `codes`, the first row of each in `firsts`; their count.
@@ -99,18 +129,7 @@ def distinct(data, starts, lengths, chosen, slots, codes, firsts):
         if not chosen[row]:
             continue
         start, length = starts[row], lengths[row]
-        # FNV-1a over words, stirred at the end (the multiplier of MurmurHash3's finalizer).
-        hashed = np.uint64(length)
-        i = start
-        while i + 8 <= start + length:
-            hashed = (hashed ^ u64(data, i)) * np.uint64(0x100000001B3)
-            hashed ^= hashed >> np.uint64(29)
-            i += 8
-        while i < start + length:
-            hashed = (hashed ^ np.uint64(data[np.uint64(i)])) * np.uint64(0x100000001B3)
-            i += 1
-        hashed = (hashed ^ hashed >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)
-        slot = (hashed ^ hashed >> np.uint64(33)) & mask
+        slot = _hash(data, start, length) & mask
         while True:
             code = slots[slot]
             if code < 0:
@@ -120,15 +139,9 @@ def distinct(data, starts, lengths, chosen, slots, codes, firsts):
                 count += 1
                 break
             other = firsts[code]
-            if lengths[other] == length:
-                same = True
-                for j in range(length):
-                    if data[np.uint64(starts[other] + j)] != data[np.uint64(start + j)]:
-                        same = False
-                        break
-                if same:
-                    codes[row] = code
-                    break
+            if lengths[other] == length and _same(data, starts[other], start, length):
+                codes[row] = code
+                break
             slot = (slot + np.uint64(1)) & mask
     return count
 
