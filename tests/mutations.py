@@ -186,6 +186,27 @@ FAULTS = (
         "return number",
     ),
     Fault(
+        "a negative zero is taken for a decimal",
+        "test_packing.py",
+        "storage/kernels.py",
+        "        scaled = np.rint(values[i] * scale) + 0.0\n",
+        "        scaled = np.rint(values[i] * scale)\n",
+    ),
+    Fault(
+        "a value that crosses words is read short",
+        "test_packing.py",
+        "storage/kernels.py",
+        "        if shift + width > 64:\n",
+        "        if shift + width > 65:\n",
+    ),
+    Fault(
+        "merging runs forgets the order of arrival",
+        "test_packing.py",
+        "offline/kernels/sorting.py",
+        "            event[j] < event_tmp[i] or",
+        "            event[j] <= event_tmp[i] or",
+    ),
+    Fault(
         "unchanged rows are stored again",
         "test_ingest_order.py",
         "offline/ingest.py",

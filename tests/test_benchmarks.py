@@ -390,6 +390,14 @@ def test_ratios_are_of_medians_and_per_row() -> None:
     assert "|  | SQLite executemany (100 rows) | 500 ms (100 ms – 600 ms) | 2.50 | 100 MiB |  |" in lines
 
 
+def test_the_short_table_shows_the_first_of_featuredb_and_the_best_of_others() -> None:
+    results = _results()
+    measured = results["tasks"]["ingest"]["results"]
+    measured.insert(1, {**measured[0], "system": "featuredb, in time order", "seconds": [0.1, 0.1, 0.1]})
+    measured.append({**measured[-1], "system": "SQLite, slower", "seconds": [9.0, 9.0, 9.0]})
+    assert "| Ingest 1,000 rows | 2.00 s | 5.00 s (2.50) |" in render(results).splitlines()
+
+
 def test_a_target_says_what_is_reached() -> None:
     kept = Kept(_results())
     speedup = next(target.unit for target in TARGETS if target.unit.more)

@@ -1,9 +1,9 @@
 """Ingest: data in, one commit over history, online values and the log out - or nothing.
 
-Batches are read, converted and sorted one at a time. All but the last are written as staged segments in
-transactions of their own (see `storage.manifest`); the last transaction puts every segment into the
-manifest, updates the online rows and logs the commit. Memory: one batch, the distinct keys of the data,
-and the latest row of each key for the online index.
+Batches are read, converted and sorted one at a time. All but the last, and that too if it is long, are written as
+staged segments in transactions of their own (see `storage.manifest`); the last transaction puts every segment
+into the manifest, updates the online rows and logs the commit. Memory: one batch, the distinct keys of the
+data, and the latest row of each key for the online index.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from featuredb.storage.manifest import SegmentRef, discard_staged, read_manifest
 from featuredb.storage.pending import note_pending
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.rejected import RejectedRow, add_rejected, are_newest
-from featuredb.storage.segment import CREATED, SegmentCache, SegmentReader
+from featuredb.storage.segment import CREATED, SegmentCache, SegmentReader, frozen
 from featuredb.storage.segment_writer import Rows, stage_rows, uniform, write_dead, write_segment
 
 
@@ -456,9 +456,9 @@ def find_stored(reader: SegmentReader, rows: Rows, dead: NDArray[np.int32]) -> N
     for chunk, first, begin, end in chunks_to_search(reader, index, rows.codes):
         part = slice(begin, end)
         kernels.find_rows(
-            rows.codes[part],
-            rows.event[part],
-            np.ascontiguousarray(rows.created[part]),
+            frozen(rows.codes[part]),
+            frozen(rows.event[part]),
+            frozen(np.ascontiguousarray(rows.created[part])),
             *index,
             first,
             event_chunk(reader, chunk),

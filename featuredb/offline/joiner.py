@@ -20,7 +20,6 @@ from featuredb.offline.search import NO_TIMES, Found, Query, make_query, search,
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.log import commit_times
-from featuredb.storage.manifest import read_manifest
 from featuredb.storage.references import TableUse
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.segment import SegmentCache
@@ -132,10 +131,7 @@ class Joiner:
         self._known_at = known_at
         self._explanation = explanation
         self._threads = threads
-        self._readers = {
-            table.id: [cache.reader(txn, table.id, ref) for ref in read_manifest(txn, table.id).segments]
-            for table in selection.tables
-        }
+        self._readers = {table.id: cache.live(txn, table.id) for table in selection.tables}
 
     def join(self, frame: Frame, first_row: int) -> dict[str, Column]:
         """The output columns for one batch of entity rows, in its order."""

@@ -18,7 +18,6 @@ from featuredb.offline.search import Found, Query, search
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.log import append_commit, last_commit
-from featuredb.storage.manifest import read_manifest
 from featuredb.storage.pending import clear_pending, pending_since
 from featuredb.storage.registry import StoredTable, read_registry
 from featuredb.storage.segment import COMMIT, SegmentCache, SegmentReader
@@ -48,7 +47,7 @@ def latest(
 
     With `since_commit` only codes that have a row of that commit or later; their greatest may be an older one.
     """
-    readers = [cache.reader(txn, table.id, ref) for ref in read_manifest(txn, table.id).segments]
+    readers = cache.live(txn, table.id)
     codes = np.zeros(0, dtype=np.int32)
     for reader in readers:
         found_codes = reader.entity_index()[0] if since_commit is None else _codes_since(reader, since_commit)

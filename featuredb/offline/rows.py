@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, concat
 from featuredb.offline import kernels
+from featuredb.storage.segment import frozen
 from featuredb.storage.segment_writer import Rows, is_uniform, uniform
 from featuredb.threads import over_rows
 
-_NO_TIMES = np.zeros(0, dtype=np.int64)
+_NO_TIMES = frozen(np.zeros(0, dtype=np.int64))
 
 
 def order_by_code(codes: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -44,8 +45,8 @@ def total_order(
 
 def sort_rows(rows: Rows, *, keep_replaced: bool = False) -> Rows:
     """The rows in total order, without those that a later one replaces; values are not moved, see `Rows.places`."""
-    codes, event = np.ascontiguousarray(rows.codes), np.ascontiguousarray(rows.event)
-    created = _NO_TIMES if is_uniform(rows.created) else np.ascontiguousarray(rows.created)
+    codes, event = frozen(np.ascontiguousarray(rows.codes)), frozen(np.ascontiguousarray(rows.event))
+    created = _NO_TIMES if is_uniform(rows.created) else frozen(np.ascontiguousarray(rows.created))
     if kernels.ascending(codes, event, created):
         return rows
     bounds, codes, places, event_out, created_out = _by_code(codes, event, created)
@@ -66,7 +67,7 @@ def _by_code(
         # Few rows of many entities: counting would walk the entities.
         places = np.argsort(codes, kind="stable").astype(np.int32)
         codes = codes[places]
-        return run_bounds(codes), codes, places, event[places], created[places] if len(created) else created
+        return run_bounds(codes), codes, places, event[places], created[places] if len(created) else created.copy()
     starts = np.zeros(codes_max + 1, dtype=np.int64)
     kernels.count_codes(codes, starts[1:])
     np.cumsum(starts, out=starts)
