@@ -39,8 +39,9 @@ from featuredb.storage.snapshots import SnapshotEnv
 from featuredb.threads import check_threads
 
 if TYPE_CHECKING:
+    from featuredb.offline.append import Appender
     from featuredb.offline.dictionary import KeyDictionary
-    from featuredb.offline.ingest import IngestReport
+    from featuredb.offline.report import IngestReport
     from featuredb.offline.training import TrainingSet
     from featuredb.online.response import OnlineResponse
     from featuredb.progress import Report
@@ -137,6 +138,7 @@ class Database(Definitions, Snapshots, Maintenance):
         self._cache = known.cache
         self._dictionaries: dict[int, KeyDictionary] = known.dictionaries
         self._definitions: tuple[int, bytes, Registry] | None = None
+        self._appenders: dict[int, Appender] = {}
         self._queries: dict[tuple[str | tuple[str, ...], tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
         self._closed = False
         # Closes a database that was dropped without close(), at the latest when the process ends.
@@ -289,22 +291,24 @@ class Database(Definitions, Snapshots, Maintenance):
         {'origin': ['JFK'], 'temp': [41.0], 'wind': [12.7]}
         >>> db.close()
         """
-        from featuredb.frames import open_table
-        from featuredb.offline.ingest import Ingest
-        from featuredb.offline.merge import merge
-        from featuredb.progress import reporter
-
         _check_choice("to", to, ("both", "offline", "online"))
         _check_choice("on_error", on_error, ("raise", "skip"))
         start_us, end_us = _range(start, end)
-        with self._snapshot() as (_, registry):
-            stored = registry.table(table)
+        with self._snapshot() as (txn, registry):
+            stored, state = registry.table(table), registry_state(txn)
+        plain = type(data) is list and to == "both" and not partial and (start_us, end_us) == (None, None)
+        if plain and progress is None and (appended := self._append(stored, state, data)) is not None:
+            return appended
         if to == "online" and not stored.definition.online:
             raise InputError(
                 f"feature table {table!r} is not kept online; define it with online=True, or use to='both'"
             )
         if data is None:
             data = self._source(stored)
+        from featuredb.frames import open_table
+        from featuredb.offline.ingest import Ingest
+        from featuredb.progress import reporter
+
         given = open_table(data, f"data for feature table {table!r}")
         with self._writer(), reporter(progress, table) as report_progress:
             with self._snapshot() as (_, registry):
@@ -325,11 +329,39 @@ class Database(Definitions, Snapshots, Maintenance):
             except BaseException:
                 discard_staged(self._env)
                 raise
-            # The rows are committed: what fails from here on, such as a full disk, must not deny that. Segments
-            # that stay unmerged are merged by a later ingest.
-            with suppress(FeatureDBError, MemoryError):
-                merge(self._env, self._cache, stored, durable=self._durable)
+            self._merge(stored)
         return report
+
+    def _append(self, table: StoredTable, state: bytes, data: list[Any]) -> IngestReport | None:
+        """A small ingest of plain rows that are the newest of their keys; None if it is anything else."""
+        from featuredb.offline.append import APPENDED_ROWS_MAX, Appender
+        from featuredb.online.packer import NotPlain
+        from featuredb.storage.tail import is_long
+
+        if not table.definition.online or not 0 < len(data) <= APPENDED_ROWS_MAX:
+            return None
+        appender = self._appenders.get(table.id)
+        if appender is None or appender.table is not table:
+            appender = self._appenders[table.id] = Appender(table, state)
+        try:
+            rows = appender.rows(data)
+            with self._writer():
+                report, tail = appender.append(self._env, rows, durable=self._durable)
+                if is_long(tail):
+                    self._merge(table)
+        except NotPlain:
+            return None
+        return report
+
+    def _merge(self, table: StoredTable) -> None:
+        """Merge what is due, after a commit: what fails, such as a full disk, must not deny that.
+
+        Segments that stay unmerged are merged by a later ingest.
+        """
+        from featuredb.offline.merge import merge
+
+        with suppress(FeatureDBError, MemoryError):
+            merge(self._env, self._cache, table, durable=self._durable)
 
     def _source(self, table: StoredTable) -> Any:
         if table.definition.batch_source is None:

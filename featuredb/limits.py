@@ -34,7 +34,8 @@ NS_KEY: Final = b"k"
 NS_SNAPSHOT: Final = b"l"
 NS_MANIFEST: Final = b"m"
 NS_UNDO: Final = b"n"
-NS_ONLINE: Final = b"o"
+NS_TAIL: Final = b"o"
+NS_ONLINE: Final = b"p"
 
 # --- definitions ------------------------------------------------------------------------------
 NAME_CHARS_MAX: Final = 128
@@ -78,6 +79,12 @@ PACKED_SAVING_MIN: Final = 1 / 16
 STAGE_BYTES: Final = 1 << 25
 # A segment is merged with its neighbours of like size once this many have gathered.
 MERGE_FANOUT: Final = 4
+# Rows of small ingests gather in the tail of their table, which becomes a segment when it has so many rows or bytes.
+TAIL_ROWS_MAX: Final = 4096
+TAIL_BYTES_MAX: Final = 1 << 22
+# Larger ingests make a segment of their own.
+SMALL_INGEST_ROWS_MAX: Final = 1024
+SMALL_INGEST_BYTES_MAX: Final = 1 << 20
 # A segment with more than this share of replaced rows is rewritten.
 DEAD_SHARE_MAX: Final = 0.25
 

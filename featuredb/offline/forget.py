@@ -23,7 +23,9 @@ from featuredb.frames import open_table
 from featuredb.frames.arrays import to_pylist
 from featuredb.frames.outcome import short
 from featuredb.limits import KEY_BYTES_MAX, NS_ONLINE
-from featuredb.offline.merge import live_dtypes, read_rows
+from featuredb.offline.merge import read_rows
+from featuredb.offline.rows import live_dtypes
+from featuredb.offline.tail import flush_tail
 from featuredb.online.keys import key_columns
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn, WriteTxn
@@ -251,6 +253,9 @@ def forget(txn: WriteTxn, cache: SegmentCache, keys: GivenKeys, names: str | Seq
         asked = ", ".join(map(repr, keys.columns))
         raise InputError(f"{_SUBJECT}: no feature table has the entities {asked}; there are tables of {known}")
     _refuse_held(txn, cache, spaces, names is None)
+    for table in registry.tables.values():
+        if table.space_id in {space.space.id for space in spaces}:
+            flush_tail(txn, table)
     rows, online, rejected = {}, {}, 0
     for space in spaces:
         for table in space.tables:

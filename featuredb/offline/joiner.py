@@ -17,6 +17,7 @@ from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.explain import Explanation, TablePlan
 from featuredb.offline.gather import Gatherer
 from featuredb.offline.search import NO_TIMES, Found, Query, make_query, search, with_max_age
+from featuredb.offline.tail import table_readers
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.log import commit_times
@@ -131,7 +132,7 @@ class Joiner:
         self._known_at = known_at
         self._explanation = explanation
         self._threads = threads
-        self._readers = {table.id: cache.live(txn, table.id) for table in selection.tables}
+        self._readers = {table.id: table_readers(txn, cache, table) for table in selection.tables}
 
     def join(self, frame: Frame, first_row: int) -> dict[str, Column]:
         """The output columns for one batch of entity rows, in its order."""

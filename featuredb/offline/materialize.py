@@ -13,8 +13,9 @@ from featuredb.limits import ABSENT_US, TIMESTAMP_MAX_US
 from featuredb.offline.chunks import system_chunk
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.gather import Gatherer
-from featuredb.offline.merge import live_dtypes
+from featuredb.offline.rows import live_dtypes
 from featuredb.offline.search import Found, Query, search
+from featuredb.offline.tail import table_readers
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.log import append_commit, last_commit
@@ -47,7 +48,7 @@ def latest(
 
     With `since_commit` only codes that have a row of that commit or later; their greatest may be an older one.
     """
-    readers = cache.live(txn, table.id)
+    readers = table_readers(txn, cache, table)
     codes = np.zeros(0, dtype=np.int32)
     for reader in readers:
         found_codes = reader.entity_index()[0] if since_commit is None else _codes_since(reader, since_commit)

@@ -13,8 +13,9 @@ import numpy as np
 
 from featuredb.columns import concat
 from featuredb.limits import DEAD_SHARE_MAX, MERGE_FANOUT, SEGMENT_ROWS_MAX
-from featuredb.offline.rows import joined, sort_rows
-from featuredb.schema import DTYPES, DType
+from featuredb.offline.rows import joined, live_dtypes, sort_rows
+from featuredb.offline.tail import flush_tail
+from featuredb.schema import DType
 from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.manifest import SegmentRef, drop_segment, read_manifest, write_manifest
 from featuredb.storage.registry import StoredTable
@@ -27,14 +28,10 @@ from featuredb.storage.segment import (
     SegmentReader,
 )
 from featuredb.storage.segment_writer import Rows, write_segment
+from featuredb.storage.tail import is_long, read_tail
 
 # Segments below this are of one size class: rewriting them costs no more than the commit itself.
 _TIER_ROWS_MIN = 4096
-
-
-def live_dtypes(table: StoredTable) -> dict[int, DType]:
-    """Feature id to dtype, of the features that the table has now."""
-    return {table.feature_ids[f.name]: DTYPES[f.dtype] for f in table.definition.features}
 
 
 def read_rows(readers: Sequence[SegmentReader], dtypes: Mapping[int, DType]) -> Rows:
@@ -84,8 +81,15 @@ def pick(segments: Sequence[SegmentRef], rows_max: int) -> list[SegmentRef]:
 
 
 def merge(env: Env, cache: SegmentCache, table: StoredTable, *, durable: bool) -> int:
-    """Merge what is due. Needs the writer lock; each round is a transaction. Returns segments written."""
+    """Merge what is due, and the tail if it is long. Needs the writer lock; each round is a transaction.
+
+    Returns the number of segments that were merged from others.
+    """
     rounds, rows_max = 0, table.rows_within(SEGMENT_ROWS_MAX)
+    with env.read() as txn:
+        long = is_long(read_tail(txn, table.id))
+    if long:
+        env.write(lambda txn: flush_tail(txn, table), durable=durable)
     while True:
         with env.read() as txn:
             chosen = pick(read_manifest(txn, table.id).segments, rows_max)
@@ -96,7 +100,11 @@ def merge(env: Env, cache: SegmentCache, table: StoredTable, *, durable: bool) -
 
 
 def merge_all(env: Env, cache: SegmentCache, table: StoredTable, *, durable: bool) -> None:
-    """Merge all segments of a table, as far as one may grow, and leave replaced rows behind."""
+    """Merge all segments of a table and its tail, as far as one may grow, and leave replaced rows behind."""
+    with env.read() as txn:
+        rows_in_tail = read_tail(txn, table.id).rows
+    if rows_in_tail:
+        env.write(lambda txn: flush_tail(txn, table), durable=durable)
     with env.read() as txn:
         segments = sorted(read_manifest(txn, table.id).segments, key=lambda ref: ref.rows)
     groups: list[list[SegmentRef]] = [[]]

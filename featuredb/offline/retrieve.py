@@ -27,6 +27,7 @@ from featuredb.offline.joiner import Selection, gather, select, timestamps
 from featuredb.offline.lineage import known_at_text
 from featuredb.offline.rows import total_order
 from featuredb.offline.search import NO_TIMES, Found, Query, make_query, search, with_max_age
+from featuredb.offline.tail import table_readers
 from featuredb.offline.training import Snapshot, TrainingSet, shown_names
 from featuredb.schema import DTYPES, Alias, FeatureService, check_aliases
 from featuredb.storage.env import ReadTxn
@@ -108,7 +109,7 @@ class StoredRows:
         self._threads = threads
         self._first = selection.uses[0]
         self._dictionary = dictionary_of(self._first.table)
-        self._readers = {table.id: cache.live(txn, table.id) for table in selection.tables}
+        self._readers = {table.id: table_readers(txn, cache, table) for table in selection.tables}
         # With several tables a row of the result has no one created timestamp. An entity of that name goes first.
         self._with_created = (
             len(selection.uses) == 1

@@ -9,11 +9,18 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, concat
 from featuredb.offline import kernels
+from featuredb.schema import DTYPES, DType
+from featuredb.storage.registry import StoredTable
 from featuredb.storage.segment import frozen
 from featuredb.storage.segment_writer import Rows, is_uniform, uniform
 from featuredb.threads import over_rows
 
 _NO_TIMES = frozen(np.zeros(0, dtype=np.int64))
+
+
+def live_dtypes(table: StoredTable) -> dict[int, DType]:
+    """Feature id to dtype, of the features that the table has now."""
+    return {table.feature_ids[f.name]: DTYPES[f.dtype] for f in table.definition.features}
 
 
 def order_by_code(codes: NDArray[np.int32]) -> NDArray[np.int64]:

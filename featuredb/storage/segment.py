@@ -19,7 +19,7 @@ from featuredb.errors import CorruptionError
 from featuredb.limits import NS_FORMAT, SEGMENTS_HELD_MAX
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn, WriteTxn
-from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, read_manifest, segment_key
+from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, segment_key
 from featuredb.storage.records import unpack
 
 # Column ids of the system columns; features count up from 1.
@@ -352,6 +352,8 @@ class SegmentCache:
     def __init__(self) -> None:
         self._infos: dict[tuple[int, int, int], SegmentInfo] = {}
         self._verified: set[tuple[int, ...]] = set()
+        # Of each table the tail as it last was (see `offline.tail`), with what tells whether it still is.
+        self.tails: dict[int, tuple[tuple[Any, ...], SegmentReader]] = {}
         # Where chunks lie, as of one commit: what it was, where its first entry lay, and the views.
         self._views: tuple[int, int, dict[tuple[int, ...], Any]] = (-1, 0, {})
 
@@ -365,10 +367,6 @@ class SegmentCache:
         if info is None:
             info = self._infos[key] = read_info(txn, table_id, ref)
         return SegmentReader(txn, ref, info, self._verified, self._views_in(txn))
-
-    def live(self, txn: ReadTxn, table_id: int) -> list[SegmentReader]:
-        """Readers of a table's live segments, oldest first."""
-        return [self.reader(txn, table_id, ref) for ref in read_manifest(txn, table_id).segments]
 
     def _views_in(self, txn: ReadTxn) -> dict[tuple[int, ...], Any]:
         """Views that hold in `txn`. As long as nothing is committed, every chunk stays where it is.
