@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 import featuredb as fdb
+from featuredb.offline import append, ingest
 
 # The first example compiles kernels, so time limits of single examples say nothing.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -30,3 +31,32 @@ def db() -> Iterator[fdb.Database]:
     """An empty database in memory."""
     with fdb.open(":memory:") as database:
         yield database
+
+
+def without_tails(patch: pytest.MonkeyPatch) -> None:
+    """Let every ingest make a segment, however small it is."""
+    patch.setattr(ingest, "SMALL_INGEST_ROWS_MAX", 0)
+    patch.setattr(append, "APPENDED_ROWS_MAX", 0)
+
+
+@pytest.fixture(scope="module")
+def segments_only() -> Iterator[None]:
+    """For modules whose tests look at segments."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_tails(patch)
+        yield
+
+
+@pytest.fixture
+def a_segment_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for one test."""
+    without_tails(monkeypatch)
+
+
+@pytest.fixture(scope="module", params=["segments", "tail"])
+def both_histories(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For modules whose tests load few rows: with a segment for every ingest, and as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "segments":
+            without_tails(patch)
+        yield

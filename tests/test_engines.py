@@ -31,6 +31,8 @@ from strategies import (
 
 import featuredb as fdb
 
+pytestmark = pytest.mark.usefixtures("both_histories")
+
 KEYS: dict[str, list[Any]] = {"u": [1, 2, -3], "s": ["", "a", "a\x00"]}
 DTYPES = {"u": "int64", "s": "string"}
 # One row of history: keys by entity, event, created (or None). Its value is its number, so no two are alike.

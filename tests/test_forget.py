@@ -202,6 +202,7 @@ def test_a_key_stays_as_long_as_another_table_has_anything_of_it(db: fdb.Databas
     assert db.verify().ok
 
 
+@pytest.mark.usefixtures("a_segment_each")
 def test_segments_without_the_keys_are_not_rewritten(loaded: fdb.Database) -> None:
     loaded.ingest("users", [row("bob", day=5)])
     before = dict(entries(loaded, NS_CHUNK))

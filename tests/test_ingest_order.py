@@ -16,6 +16,8 @@ from strategies import Batch, Case, TableCase, cases, container, small_batches
 
 import featuredb as fdb
 
+pytestmark = pytest.mark.usefixtures("both_histories")
+
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 
 

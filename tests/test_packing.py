@@ -30,6 +30,8 @@ from featuredb.storage.registry import read_registry
 from featuredb.storage.segment import DATA, SegmentCache, SegmentReader, checksum, frozen, words_of
 from featuredb.storage.segment_writer import Rows, write_segment
 
+pytestmark = pytest.mark.usefixtures("segments_only")
+
 SCALARS = [name for name, dtype in DTYPES.items() if not dtype.is_variable and not dtype.is_vector]
 WORD = (1 << 64) - 1
 

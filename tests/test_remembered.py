@@ -15,6 +15,8 @@ import featuredb as fdb
 from featuredb.errors import CorruptionError
 from featuredb.storage import remembered
 
+pytestmark = pytest.mark.usefixtures("segments_only")
+
 LEFT = {"k": np.arange(1000), "event_timestamp": np.full(1000, "2024-01-02", dtype="M8[us]")}
 
 

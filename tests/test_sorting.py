@@ -24,6 +24,8 @@ from featuredb.storage.keys import encode_keys
 from featuredb.storage.manifest import chunk_prefix, segment_key
 from featuredb.storage.segment_writer import Rows, is_uniform, uniform, write_segment
 
+pytestmark = pytest.mark.usefixtures("segments_only")
+
 COMMIT = 7
 
 

@@ -31,6 +31,8 @@ from featuredb.storage.segment import CODES, DATA, EVENT, read_info
 from featuredb.storage.segment_writer import Rows, write_dead, write_segment
 from featuredb.verify import Finding, VerifyReport
 
+pytestmark = pytest.mark.usefixtures("segments_only")
+
 T0 = np.datetime64("2013-01-01T00:00:00", "us")
 HOUR = np.timedelta64(3600, "s")
 FEATURES = {"temp": "float64", "note": "string", "wet": "bool", "seen": "timestamp"}

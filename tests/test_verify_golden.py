@@ -26,6 +26,8 @@ from featuredb.storage.segment import SegmentCache
 from featuredb.storage.segment_writer import Rows, write_segment
 from featuredb.verify import Finding, VerifyReport
 
+pytestmark = pytest.mark.usefixtures("segments_only")
+
 SYSTEM = {
     0xFFFFFFF0: "event_timestamp",
     0xFFFFFFF1: "created_timestamp",
