@@ -130,17 +130,21 @@ def _pandas(columns: Columns) -> Any:
     return frame
 
 
-def _polars(columns: Columns) -> Any:
-    import polars as pl
-
-    table = _arrow(columns)
+def listed(table: pa.Table, which: Callable[[pa.DataType], bool] = lambda item: True) -> pa.Table:
+    """The table with its vectors, those of items that `which` names, as lists."""
     for place, field in enumerate(table.schema):
-        if pa.types.is_fixed_size_list(field.type) and pa.types.is_timestamp(field.type.value_type):
-            # Polars 1.0 makes integers of the timestamps in vectors.
+        if pa.types.is_fixed_size_list(field.type) and which(field.type.value_type):
             table = table.set_column(
                 place, field.name, pa.array(table[field.name].to_pylist(), pa.list_(field.type.value_type))
             )
-    return pl.from_arrow(table)
+    return table
+
+
+def _polars(columns: Columns) -> Any:
+    import polars as pl
+
+    # Polars 1.0 makes integers of the timestamps in vectors.
+    return pl.from_arrow(listed(_arrow(columns), pa.types.is_timestamp))
 
 
 def container(kind: str, columns: Columns) -> Any:
