@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from featuredb.limits import FORMAT_VERSION, NS_UNDO
-from featuredb.offline.tail import TAIL_ID, table_readers
+from featuredb.offline.tail import table_readers
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import Env, ReadTxn
 from featuredb.storage.keyspace import KeySpace
@@ -14,7 +14,7 @@ from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pinned_manifests, read
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache, SegmentInfo
 from featuredb.storage.snapshots import SnapshotTxn, snapshots
-from featuredb.storage.tail import read_tail
+from featuredb.storage.tail import TAIL_ID, read_tail
 
 
 def database_info(env: Env, txn: ReadTxn, registry: Registry, cache: SegmentCache) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from featuredb.errors import FileError
 from featuredb.storage.env import Env, ReadTxn
 from featuredb.storage.log import Commit, commits
-from featuredb.storage.manifest import read_manifest
 from featuredb.storage.moving import settle
 from featuredb.storage.registry import Registry
 from featuredb.storage.segment import SegmentCache
@@ -185,10 +184,10 @@ class Maintenance:
 
         began = time.perf_counter()
         with self._writer():
-            with self._snapshot() as (txn, registry):
-                chosen = [table for table in registry.tables.values() if read_manifest(txn, table.id).segments]
+            with self._snapshot() as (_, registry):
+                tables = list(registry.tables.values())
             before = self._env.space()["file_bytes"]
-            for table in chosen:
+            for table in tables:
                 merge_all(self._env, self._cache, table, durable=self._durable)
             self._env.rewrite()
             after = self._env.space()["file_bytes"]

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, Phase, settings
 # So that tests can import `oracle` and `strategies` whatever the import mode.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from strategies import TAILS, set_tails
+
 import featuredb as fdb
-from featuredb.offline import append, ingest
 
 # The first example compiles kernels, so time limits of single examples say nothing.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -33,24 +34,18 @@ def db() -> Iterator[fdb.Database]:
         yield database
 
 
-def without_tails(patch: pytest.MonkeyPatch) -> None:
-    """Let every ingest make a segment, however small it is."""
-    patch.setattr(ingest, "SMALL_INGEST_ROWS_MAX", 0)
-    patch.setattr(append, "APPENDED_ROWS_MAX", 0)
-
-
 @pytest.fixture(scope="module")
 def segments_only() -> Iterator[None]:
-    """For modules whose tests look at segments."""
+    """For modules whose tests look at segments: every ingest makes one, however small it is."""
     with pytest.MonkeyPatch.context() as patch:
-        without_tails(patch)
+        set_tails(patch, *TAILS[0])
         yield
 
 
 @pytest.fixture
 def a_segment_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for one test."""
-    without_tails(monkeypatch)
+    set_tails(monkeypatch, *TAILS[0])
 
 
 @pytest.fixture(scope="module", params=["segments", "tail"])
@@ -58,5 +53,5 @@ def both_histories(request: pytest.FixtureRequest) -> Iterator[None]:
     """For modules whose tests load few rows: with a segment for every ingest, and as it is."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "segments":
-            without_tails(patch)
+            set_tails(patch, *TAILS[0])
         yield

@@ -170,6 +170,17 @@ def small_batches(patch: pytest.MonkeyPatch, rows: int, memory_rows: int | None 
     patch.setattr("featuredb.offline.ingest.INGEST_MEMORY_ROWS", memory_rows or rows)
 
 
+# The longest ingest whose rows go to the tail, and the rows at which that becomes a segment.
+TAILS = [(0, 1), (2, 3), (4, 9), (1024, 4096)]
+
+
+def set_tails(patch: pytest.MonkeyPatch, small_rows: int, tail_rows: int) -> None:
+    """Make tails as long as this; with no small ingest at all, every one makes a segment."""
+    patch.setattr("featuredb.offline.ingest.SMALL_INGEST_ROWS_MAX", small_rows)
+    patch.setattr("featuredb.offline.append.APPENDED_ROWS_MAX", small_rows)
+    patch.setattr("featuredb.storage.tail.TAIL_ROWS_MAX", tail_rows)
+
+
 def tiny_limits(patch: pytest.MonkeyPatch) -> None:
     """Make a few rows reach what only large data does: many chunks, blocks, tiers, threads, evictions."""
     for name, value in {

@@ -381,10 +381,10 @@ class Ingest:
                 del outcome.dead[ref.id]  # all of them live again
         at, stored = find_in_tail(txn, self._table, rows)
         if stored is not None:
-            same = same_rows(rows.take(at).columns, stored.columns, len(at))
-            kept[at[same]] = False
-            outcome.unchanged += int(np.count_nonzero(same))
-            outcome.replaced += int(np.count_nonzero(~same))
+            unchanged = same_rows(rows.take(at).columns, stored.columns, len(at))
+            kept[at[unchanged]] = False
+            outcome.unchanged += int(np.count_nonzero(unchanged))
+            outcome.replaced += int(np.count_nonzero(~unchanged))
         return rows if kept.all() else rows.where(kept)
 
     def _stored_values(self, reader: SegmentReader, positions: NDArray[np.int32]) -> dict[int, Column]:

@@ -17,11 +17,7 @@ from featuredb.storage.manifest import read_manifest, write_manifest
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.segment import SegmentCache, SegmentReader, read_info
 from featuredb.storage.segment_writer import Rows, write_segment
-from featuredb.storage.tail import drop_tail, put_tail, read_tail, tail_key, tail_rows
-
-# Manifests number segments from 1.
-TAIL_ID = 0
-
+from featuredb.storage.tail import TAIL_ID, drop_tail, put_tail, read_tail, tail_key, tail_rows
 
 # --- rows ---------------------------------------------------------------------------------------
 
@@ -55,13 +51,19 @@ def _decoded(table: StoredTable, codes: NDArray[np.int32], stored: Sequence[memo
 
 def _of_layout(table: StoredTable, version: int, codes: NDArray[np.int32], stored: list[memoryview]) -> Rows:
     def name_of(row: int) -> object:
-        return f"number {codes[row]}, in the tail of its history"
+        return f"of code {codes[row]}"
 
-    layout = OnlineIndex(table).layout(version, name_of)
     dtypes = live_dtypes(table)
-    held = [number for number in dtypes if number in layout.places]
-    places = [layout.places[number] for number in held]
-    event, created, commit, columns = layout.unpack_many(stored, table.name, name_of, places)
+    try:
+        layout = OnlineIndex(table).layout(version, name_of)
+        held = [number for number in dtypes if number in layout.places]
+        places = [layout.places[number] for number in held]
+        event, created, commit, columns = layout.unpack_many(stored, table.name, name_of, places)
+    except CorruptionError as error:
+        # It speaks of online rows, and how to mend those.
+        raise CorruptionError(
+            f"the tail of feature table {table.name!r} has a damaged row; restore the file from a backup"
+        ) from error
     found: dict[int, Column] = dict(zip(held, columns, strict=True))
     every = {
         number: found[number] if number in found else null_column(dtype, len(codes)) for number, dtype in dtypes.items()

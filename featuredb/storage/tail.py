@@ -18,6 +18,8 @@ from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.records import pack, unpack
 from featuredb.storage.txn import Bytes
 
+# Its number where it is read as a segment: manifests number those from 1.
+TAIL_ID = 0
 _ROW = struct.Struct(">IQQ")
 # With the sign bit flipped the bytes of numbers sort as they do.
 _SIGN = 1 << 63

@@ -250,13 +250,13 @@ def _check_tail(check: Check, table: StoredTable) -> SegmentReader | None:
     from featuredb.offline.tail import read_tail_rows, tail_reader
 
     where: dict[str, Any] = {"table": table.name, "column": "tail"}
-    tail = read_tail(check.txn, table.id)
-    check.rows += tail.rows
-    if not tail.rows:
-        if next(check.txn.scan(NS_TAIL + table.id.to_bytes(4, "big")), None) is not None:
-            check.problem("it has entries, and its head counts none", **where)
-        return None
     with check.guarded(**where):
+        tail = read_tail(check.txn, table.id)
+        check.rows += tail.rows
+        if not tail.rows:
+            if next(check.txn.scan(NS_TAIL + table.id.to_bytes(4, "big")), None) is not None:
+                check.problem("it has entries, and its head counts none", **where)
+            return None
         keys = np.array([entry[:3] for entry in tail_rows(check.txn, table.id)], dtype=np.int64)
         rows = read_tail_rows(check.txn, table)
         if rows is None or not np.array_equal(keys, np.stack([rows.codes, rows.event, rows.created], axis=1)):
