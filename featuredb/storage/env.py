@@ -47,6 +47,7 @@ T = TypeVar("T")
 # moment: what the open reads wait for may itself be waiting to read.
 _GATE_SECONDS = 0.25
 _PAUSE_SECONDS = 0.001
+_IDS_OF_A_FILE = 1 << 48
 
 
 class Core:
@@ -58,6 +59,8 @@ class Core:
         self.durable = durable
         self.lock = WriteLock(path, fd)
         self._map_bytes = map_bytes
+        # Added to the engine's numbers of snapshots: a file takes over the last number of the one that it replaces.
+        self.ids_before = 0
         self._take(engine)
         self.handles = 0
         self.active: set[ReadTxn] = set()
@@ -310,6 +313,7 @@ class Core:
             found = cursor.prev() if cursor.set_range(limits.NS_DEFINITION) else cursor.last()
             last = (cursor.key(), cursor.value()) if found and cursor.key().startswith(limits.NS_COMMIT) else None
         before = self.key
+        self.ids_before += _IDS_OF_A_FILE
         # LMDB's locks belong to a process and the lock file, which stays: the two cannot be open at once.
         self.engine.close()
         try:
