@@ -202,10 +202,17 @@ class Core:
         }
 
     def page_faults(self, transaction: int) -> list[str] | None:
-        """What is wrong with the pages of a transaction that a reader holds; None if two commits came after it."""
-        fd = self.lock.fd
-        metas = [meta for meta in meta_pages(fd) if meta.transaction == transaction]
-        return page_faults(fd, metas[0]) if metas else None
+        """What is wrong with the pages that a reader's transaction reads; None if two commits came after it.
+
+        They are those of the meta page of its parity. If another file has taken the place of this one, its number is
+        of that file, as they share the lock file, and greater than any here.
+        """
+        fd, number = self.lock.fd, transaction - self.ids_before
+        for meta in meta_pages(fd):
+            same_page = meta.transaction % 2 == number % 2
+            if meta.transaction == number or (same_page and datafile.key_at(self.path) != self.key):
+                return page_faults(fd, meta)
+        return None
 
     @contextlib.contextmanager
     def _translating(self) -> Iterator[None]:
