@@ -201,7 +201,7 @@ FAULTS = (
     ),
     Fault(
         "merging runs forgets the order of arrival",
-        "test_packing.py",
+        "test_sorting.py",
         "offline/kernels/sorting.py",
         "            event[j] < event_tmp[i] or",
         "            event[j] <= event_tmp[i] or",
