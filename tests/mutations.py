@@ -89,7 +89,7 @@ FAULTS = (
     ),
     Fault(
         "the values of the second thread go where those of the first do",
-        "test_join.py",
+        "test_sorting.py",
         "offline/search.py",
         "starts[part], bounds[part][0], order, ordered",
         "starts[part], 0, order, ordered",
@@ -201,7 +201,7 @@ FAULTS = (
     ),
     Fault(
         "merging runs forgets the order of arrival",
-        "test_packing.py",
+        "test_sorting.py",
         "offline/kernels/sorting.py",
         "            event[j] < event_tmp[i] or",
         "            event[j] <= event_tmp[i] or",

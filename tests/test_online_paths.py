@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,16 @@ def test_what_is_no_plain_key_is_read_or_refused_as_in_columns(db: fdb.Database,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("featuredb.database.FEW_ROWS_MAX", -1)
         assert found == outcome(lambda: db.get_online_features(REFERENCES, rows))
+
+
+def test_few_rows_end_with_their_max_age(db: fdb.Database) -> None:
+    table = fdb.FeatureTable("t", ["id"], [fdb.Feature("n", "int64")], max_age=timedelta(microseconds=5))
+    db.apply([fdb.Entity("id", "int64"), table])
+    moment = datetime(2013, 1, 1, tzinfo=UTC)
+    db.ingest("t", [{"id": 1, "event_timestamp": moment, "n": 7}])
+    for age_us, value in ((-1, 7), (5, 7), (6, None)):
+        now = moment + timedelta(microseconds=age_us)
+        assert db.get_online_features(["t:n"], [{"id": 1}], now=now).to_dict() == {"id": [1], "n": [value]}
 
 
 def test_few_rows_are_of_the_commit_they_were_read_at(db: fdb.Database) -> None:

@@ -19,6 +19,7 @@ from featuredb.frames import as_column
 from featuredb.limits import ABSENT_US
 from featuredb.offline.dictionary import number_keys
 from featuredb.offline.rows import sort_rows, total_order
+from featuredb.offline.search import make_query
 from featuredb.schema import DTYPES
 from featuredb.storage.keys import encode_keys
 from featuredb.storage.manifest import chunk_prefix, segment_key
@@ -63,6 +64,23 @@ def in_order(rows: Rows) -> list[int]:
     keys = list(zip(rows.codes.tolist(), rows.event.tolist(), rows.created.tolist(), strict=True))
     last = {key: place for place, key in enumerate(keys)}
     return [last[key] for key in sorted(last)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_queries_are_sorted_alike_by_any_number_of_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of unknown keys last, those of one key as they came: enough rows that they are counted."""
+    monkeypatch.setattr("featuredb.threads.ROWS_PER_THREAD_MIN", 100)
+    rng = np.random.default_rng(1)
+    for codes_max in (1, 40, 9000):
+        codes, times = rng.integers(-1, codes_max, 5000).astype(np.int32), rng.integers(0, 99, 5000)
+        query = make_query(codes, times, threads=threads)
+        assert query.sort == "rows by counting sort"
+        expected = np.argsort(codes.view(np.uint32), kind="stable")
+        known = int(np.count_nonzero(codes >= 0))
+        assert np.array_equal(query.rows[:known], expected[:known])
+        assert sorted(query.rows[known:]) == sorted(expected[known:])
+        assert np.array_equal(query.codes, codes[expected[:known]])
+        assert np.array_equal(query.times, times[expected[:known]])
 
 
 @given(rows=unsorted(), threaded=st.booleans())

@@ -10,6 +10,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from strategies import Case, cases, set_tails
@@ -273,7 +274,10 @@ PLAIN: dict[str, list[Any]] = {
     "float64": [0.1, 1, 2**53 + 1, float("inf"), 10**400, None],
     "string": ["é", "", "\ud800", b"x", 1, "x" * 9, None],
     "bytes": [b"", b"\0", "x", bytearray(b"y"), "x" * 9, None],
-    "timestamp": [T0, T0.replace(tzinfo=None), "2013-01-01", 5, datetime.min, np.datetime64("2013"), None],
+    "timestamp": [
+        *(T0, T0.replace(tzinfo=None), datetime.min, "2013-01-01", 5, np.datetime64("2013"), None),
+        *(pd.Timestamp(T0), pd.Timestamp(T0).tz_convert("Asia/Tokyo"), pd.Timestamp(5), pd.Timestamp(5000), pd.NaT),
+    ],
     "list[int8]": [[1, 2], [], [300], (1,), np.arange(2, dtype=np.int8), None],
     "float32[2]": [[1.0, 2.0], np.ones(2, np.float32), np.ones(3, np.float32), np.ones(2), None],
     "timestamp[1]": [[T0], np.array([5], "M8[us]"), np.array([5]), None],
@@ -299,6 +303,19 @@ def test_every_value_is_taken_or_refused_as_by_the_general_path(dtype: str, monk
             outcomes = [outcome(one, data, monkeypatch, short=one is db) for one in (other, db)]
             assert outcomes[0] == outcomes[1], value
             assert stored(db) == stored(other), value
+
+
+def test_timestamps_are_taken_or_refused_as_by_the_general_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [*PLAIN["timestamp"], datetime.max, np.datetime64("2014", "us"), np.datetime64("NaT", "us")]
+    with fdb.open(":memory:") as db, fdb.open(":memory:") as other:
+        for one in (db, other):
+            one.apply([fdb.Entity("k", "int64"), fdb.FeatureTable("t", ["k"], [fdb.Feature("x", "int8")])])
+        for name in ("event_timestamp", "created_timestamp"):
+            for number, moment in enumerate(moments):
+                data = [{"k": number, "event_timestamp": T0, "created_timestamp": T0, "x": number, name: moment}]
+                outcomes = [outcome(one, data, monkeypatch, short=one is db) for one in (other, db)]
+                assert outcomes[0] == outcomes[1], moment
+                assert stored(db) == stored(other), moment
 
 
 @pytest.mark.parametrize("dtype", ["int64", "string", "bytes", "bool", "timestamp"])

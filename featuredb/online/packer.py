@@ -28,11 +28,16 @@ class NotPlain(Exception):
     """A value that takes a cast, or is wrong."""
 
 
-def plain_us(value: object) -> int:
-    """Microseconds of a datetime, which is UTC if it is naive."""
-    if type(value) is datetime:
+def plain_us(value: Any) -> int:
+    """Microseconds of a datetime (or a pandas Timestamp, if they are whole), which is UTC if it is naive."""
+    if isinstance(value, datetime):
+        if type(value) is not datetime:
+            # Of NaT it is NaN.
+            if getattr(value, "nanosecond", 1) != 0:
+                raise NotPlain
+            value = value.to_pydatetime()  # type: ignore[attr-defined]
         moment = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-        us = (moment - _EPOCH) // _MICROSECOND
+        us: int = (moment - _EPOCH) // _MICROSECOND
     elif type(value) is np.datetime64 and value.dtype == "M8[us]":
         us = int(value.astype(np.int64))
     else:
