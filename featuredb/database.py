@@ -138,7 +138,7 @@ class Database(Definitions, Snapshots, Maintenance):
         self._cache = known.cache
         self._dictionaries: dict[int, KeyDictionary] = known.dictionaries
         self._definitions: tuple[int, bytes, Registry] | None = None
-        self._appenders: dict[int, Appender] = {}
+        self._appenders: dict[str, Appender] = {}
         self._queries: dict[tuple[str | tuple[str, ...], tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
         self._closed = False
         # Closes a database that was dropped without close(), at the latest when the process ends.
@@ -291,14 +291,15 @@ class Database(Definitions, Snapshots, Maintenance):
         {'origin': ['JFK'], 'temp': [41.0], 'wind': [12.7]}
         >>> db.close()
         """
+        self._check_open()
         _check_choice("to", to, ("both", "offline", "online"))
         _check_choice("on_error", on_error, ("raise", "skip"))
         start_us, end_us = _range(start, end)
-        with self._snapshot() as (txn, registry):
-            stored, state = registry.table(table), registry_state(txn)
-        plain = type(data) is list and to == "both" and not partial and (start_us, end_us) == (None, None)
-        if plain and progress is None and (appended := self._append(stored, state, data)) is not None:
+        plain = type(data) is list and to == "both" and not partial and (start_us, end_us, progress) == (None,) * 3
+        if plain and isinstance(table, str) and (appended := self._append(table, data)) is not None:
             return appended
+        with self._snapshot() as (_, registry):
+            stored = registry.table(table)
         if to == "online" and not stored.definition.online:
             raise InputError(
                 f"feature table {table!r} is not kept online; define it with online=True, or use to='both'"
@@ -332,24 +333,29 @@ class Database(Definitions, Snapshots, Maintenance):
             self._merge(stored)
         return report
 
-    def _append(self, table: StoredTable, state: bytes, data: list[Any]) -> IngestReport | None:
+    def _append(self, table: str, data: list[Any]) -> IngestReport | None:
         """A small ingest of plain rows that are the newest of their keys; None if it is anything else."""
         from featuredb.offline.append import APPENDED_ROWS_MAX, Appender
         from featuredb.online.packer import NotPlain
         from featuredb.storage.tail import is_long
 
-        if not table.definition.online or not 0 < len(data) <= APPENDED_ROWS_MAX:
+        if self._read_only or not 0 < len(data) <= APPENDED_ROWS_MAX:
             return None
-        appender = self._appenders.get(table.id)
-        if appender is None or appender.table is not table:
-            appender = self._appenders[table.id] = Appender(table, state)
+        appender = self._appenders.get(table)
+        if appender is None:
+            with self._snapshot() as (txn, registry):
+                appender = self._appenders[table] = Appender(registry.table(table), registry_state(txn))
         try:
             rows = appender.rows(data)
-            with self._writer():
+            # What a writer that was killed has left is found by the appender.
+            with self._env.writer(self._timeout):
                 report, tail = appender.append(self._env, rows, durable=self._durable)
                 if is_long(tail):
-                    self._merge(table)
+                    self._merge(appender.table)
         except NotPlain:
+            with self._snapshot() as (_, registry):
+                if registry.tables.get(table) is not appender.table:
+                    self._appenders.pop(table, None)
             return None
         return report
 

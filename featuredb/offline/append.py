@@ -24,7 +24,8 @@ from featuredb.online.row import HEADER_BYTES, HEADER_CODES
 from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.keys import value_encoder
 from featuredb.storage.keyspace import KeySpace
-from featuredb.storage.log import append_commit, last_commit
+from featuredb.storage.log import append_commit
+from featuredb.storage.manifest import staged_segments
 from featuredb.storage.pending import pending_since
 from featuredb.storage.registry import StoredTable, registry_state
 from featuredb.storage.snapshots import online_saver
@@ -80,6 +81,8 @@ class Appender:
         NotPlain
             If a value takes more than looking at its type.
         """
+        if not self.table.definition.online:
+            raise NotPlain
         created = self._created
         first = data[0]
         if self._optional_created and isinstance(first, Mapping) and "created_timestamp" in first:
@@ -121,9 +124,10 @@ class Appender:
         table_id = self.table.id
         if registry_state(txn) != self._state or pending_since(txn, table_id) is not None:
             raise NotPlain
+        if any(True for _ in staged_segments(txn)):
+            raise NotPlain
         self._check_newest(txn, rows)
-        last = last_commit(txn)
-        commit_id = 1 if last is None else last.id + 1
+        commit_id = append_commit(txn, "ingest", self.table.name, len(rows)).id
         codes = self._codes(txn, [row.key for row in rows])
         # Values are converted in place, and the transaction may be run again.
         packed = [self._packer.pack(list(row.values), row.event_us, row.created_us, commit_id) for row in rows]
@@ -135,7 +139,6 @@ class Appender:
             save(list(online))
         for key, raw in online.items():
             txn.put(key, raw)
-        append_commit(txn, "ingest", self.table.name, len(rows))
         return len(online), commit_id, sum(map(len, packed)), tail
 
     def _check_newest(self, txn: WriteTxn, rows: Sequence[_Row]) -> None:
