@@ -343,8 +343,12 @@ class Database(Definitions, Snapshots, Maintenance):
             return None
         appender = self._appenders.get(table)
         if appender is None:
-            with self._snapshot() as (txn, registry):
-                appender = self._appenders[table] = Appender(registry.table(table), registry_state(txn))
+            self._check_open()
+            if len(self._appenders) >= QUERIES_HELD_MAX:
+                self._appenders.clear()
+            with self._env.read() as txn:
+                state, registry = self._registry_with_state(txn)
+            appender = self._appenders[table] = Appender(registry.table(table), state)
         try:
             rows = appender.rows(data)
             # What a writer that was killed has left is found by the appender.

@@ -141,6 +141,7 @@ class Definitions:
 
         with self._writer():
             self._env.write(work, durable=self._durable)
+        self._cache.tails.clear()
 
     def get_feature_service(self, name: str) -> FeatureService:
         """The feature service `name`; `NotFoundError` names those there are."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from featuredb.limits import FORMAT_VERSION, NS_UNDO
-from featuredb.offline.tail import table_readers
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import Env, ReadTxn
 from featuredb.storage.keyspace import KeySpace
@@ -14,7 +13,7 @@ from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pinned_manifests, read
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache, SegmentInfo
 from featuredb.storage.snapshots import SnapshotTxn, snapshots
-from featuredb.storage.tail import TAIL_ID, read_tail
+from featuredb.storage.tail import read_tail, tail_rows
 
 
 def database_info(env: Env, txn: ReadTxn, registry: Registry, cache: SegmentCache) -> dict[str, Any]:
@@ -61,9 +60,9 @@ def _snapshots(txn: ReadTxn, cache: SegmentCache) -> dict[str, Any]:
 
 def _table(txn: ReadTxn, table: StoredTable, cache: SegmentCache) -> dict[str, Any]:
     manifest, space, tail = read_manifest(txn, table.id), KeySpace(table.space_id), read_tail(txn, table.id)
-    readers = table_readers(txn, cache, table)
-    infos = [reader.info for reader in readers if reader.ref.id != TAIL_ID]
-    spans = [(reader.info.event_min, reader.info.event_max) for reader in readers]
+    infos = [cache.reader(txn, table.id, ref).info for ref in manifest.segments]
+    spans = [(info.event_min, info.event_max) for info in infos]
+    spans += [(event, event) for _, event, _, _ in tail_rows(txn, table.id)]
     names = {number: name for name, number in table.feature_ids.items()}
     return {
         "entities": list(table.definition.entities),

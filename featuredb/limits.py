@@ -104,6 +104,8 @@ BATCH_BYTES_TARGET: Final = 1 << 30
 QUERIES_HELD_MAX: Final = 256
 # Decoded segment descriptors a database keeps; merged-away segments leave theirs behind until then.
 SEGMENTS_HELD_MAX: Final = 4096
+# Tails that a database keeps decoded.
+TAILS_HELD_MAX: Final = 64
 # Closed files of which a process keeps what it has learned, and the largest dictionary of entity keys it keeps of one.
 FILES_REMEMBERED_MAX: Final = 4
 REMEMBERED_BYTES_MAX: Final = 1 << 26

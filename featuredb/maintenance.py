@@ -13,7 +13,7 @@ from featuredb.errors import FileError
 from featuredb.storage.env import Env, ReadTxn
 from featuredb.storage.log import Commit, commits
 from featuredb.storage.moving import settle
-from featuredb.storage.registry import Registry
+from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Maintenance:
     _check_open: Callable[[], None]
     _snapshot: Callable[[], AbstractContextManager[tuple[ReadTxn, Registry]]]
     _writer: Callable[[], AbstractContextManager[None]]
+    _merge: Callable[[StoredTable], None]
 
     def info(self) -> dict[str, Any]:
         """Facts about the file: sizes in bytes, the last commit, and for each table rows, segments and keys."""
@@ -148,6 +149,8 @@ class Maintenance:
             given = given_keys(registry, keys, tables)
         with self._writer():
             report = self._env.write(lambda txn: forget(txn, self._cache, given, tables), durable=self._durable)
+            for table in registry.tables.values():
+                self._merge(table)
         return replace(report, seconds=time.perf_counter() - began)
 
     def compact(self) -> CompactReport:

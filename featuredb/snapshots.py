@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.moving import settle
-from featuredb.storage.registry import read_registry
+from featuredb.storage.registry import StoredTable, read_registry
 from featuredb.storage.segment import SegmentCache
 from featuredb.storage.snapshots import (
     Snapshot,
@@ -31,6 +31,7 @@ class Snapshots:
     _durable: bool
     _check_open: Callable[[], None]
     _writer: Callable[[], AbstractContextManager[None]]
+    _merge: Callable[[StoredTable], None]
     _timeout: float
     _cache: SegmentCache
     _dictionaries: dict[int, KeyDictionary]
@@ -69,15 +70,18 @@ class Snapshots:
 
         from featuredb.offline.tail import flush_tail
 
-        def work(txn: WriteTxn) -> Snapshot:
-            tables = read_registry(txn).tables.values()
+        def work(txn: WriteTxn) -> tuple[Snapshot, list[StoredTable]]:
+            tables = list(read_registry(txn).tables.values())
             # A snapshot holds segments.
             for table in tables:
                 flush_tail(txn, table)
-            return create_snapshot(txn, name, [table.id for table in tables])
+            return create_snapshot(txn, name, [table.id for table in tables]), tables
 
         with self._writer():
-            return self._env.write(work, durable=self._durable)
+            snapshot, tables = self._env.write(work, durable=self._durable)
+            for table in tables:
+                self._merge(table)
+        return snapshot
 
     def list_snapshots(self) -> list[Snapshot]:
         """Every snapshot, oldest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,17 @@ import featuredb as fdb
 from featuredb import limits
 from featuredb.offline.append import Appender
 from featuredb.storage.manifest import read_manifest
+from featuredb.storage.moving import mark
 from featuredb.storage.tail import read_tail
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
+
+
+class NoOffset(tzinfo):
+    """A time zone that does not know its offset, so that datetimes with it are as naive ones."""
+
+    def utcoffset(self, _: datetime | None) -> None:
+        return None
 
 
 def define(db: fdb.Database, **options: Any) -> None:
@@ -276,6 +284,7 @@ PLAIN: dict[str, list[Any]] = {
     "bytes": [b"", b"\0", "x", bytearray(b"y"), "x" * 9, None],
     "timestamp": [
         *(T0, T0.replace(tzinfo=None), datetime.min, "2013-01-01", 5, np.datetime64("2013"), None),
+        *(pd.Timestamp(np.datetime64("20000-01-01", "s")), datetime(2013, 1, 1, tzinfo=NoOffset())),
         *(pd.Timestamp(T0), pd.Timestamp(T0).tz_convert("Asia/Tokyo"), pd.Timestamp(5), pd.Timestamp(5000), pd.NaT),
     ],
     "list[int8]": [[1, 2], [], [300], (1,), np.arange(2, dtype=np.int8), None],
@@ -377,6 +386,70 @@ def test_definitions_that_change_are_noticed(tmp_path: Path, monkeypatch: pytest
         data = [rows(1, first=1)[0] | {"k": 3}]
         assert appended(db, data, monkeypatch)
         assert [(row["n"], row["k"]) for row in history(other)] == [(0, None), (1, 3)]
+
+
+@pytest.mark.parametrize("name", [5, None, ("a",)])
+def test_a_column_name_that_is_no_text_is_refused(db: fdb.Database, name: Any) -> None:
+    define(db)
+    with pytest.raises(fdb.InputError, match="column name"):
+        db.ingest("t", [rows(1)[0] | {name: 1}])
+
+
+def test_rows_of_many_bytes_are_not_appended(db: fdb.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    define(db)
+    monkeypatch.setattr("featuredb.offline.append.SMALL_INGEST_BYTES_MAX", 5000)
+    assert not appended(db, [rows(1)[0] | {"text": "x" * 5000}], monkeypatch)
+    assert appended(db, [rows(1, first=1)[0] | {"text": "x" * 4000}], monkeypatch)
+
+
+def test_scalars_of_numpy_are_appended(db: fdb.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    define(db)
+    row = {"user": np.int64(1), "event_timestamp": np.datetime64("2013-01-01", "us"), "n": np.int64(-3), "text": "a"}
+    assert appended(db, [row], monkeypatch)
+    assert [row["n"] for row in history(db)] == [-3]
+
+
+def test_snapshots_and_forgetting_leave_few_segments(db: fdb.Database) -> None:
+    define(db)
+    for second in range(60):
+        db.ingest("t", rows(second % 3, 7, first=second))
+        db.snapshot(f"s{second}")
+        db.drop_snapshot(f"s{second}")
+        db.forget({"user": [7]})
+    assert shape(db)[0] <= 6
+    assert [row["n"] for row in history(db)] == sorted(range(60), key=lambda second: (second % 3, second))
+    assert db.verify().ok
+
+
+def test_forgetting_a_key_without_rows_changes_nothing(db: fdb.Database) -> None:
+    define(db)
+    db.ingest("t", rows(1, 2))
+    before, commits = stored(db), db.log()
+    assert db.forget({"user": [77]}).keys_found == 0
+    assert (stored(db), db.log()) == (before, commits)
+    assert db.forget({"user": [2]}).rows_removed == {"t": 1}
+    assert shape(db) == (1, 0)
+
+
+def test_a_mark_that_a_killed_compact_left_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fdb.open(tmp_path / "x.fdb") as db:
+        define(db)
+        with db._env.writer():
+            db._env.write(mark)
+    with fdb.open(tmp_path / "x.fdb") as db:
+        assert not appended(db, rows(1), monkeypatch)
+        assert appended(db, rows(1, first=1), monkeypatch)
+
+
+def test_of_deleted_tables_nothing_is_kept_in_memory(db: fdb.Database) -> None:
+    for _ in range(3):
+        define(db)
+        db.ingest("t", rows(1))
+        assert len(history(db)) == 1
+        assert db._cache.tails
+        db.delete_feature_table("t")
+    assert not db._cache.tails
+    assert len(db._appenders) == 1
 
 
 def test_a_merge_that_fails_does_not_deny_what_was_appended(db: fdb.Database, monkeypatch: pytest.MonkeyPatch) -> None:

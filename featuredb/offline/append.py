@@ -16,7 +16,7 @@ from typing import Any
 
 from featuredb.columns import Heap
 from featuredb.errors import InputError
-from featuredb.limits import ABSENT_US, KEY_BYTES_MAX
+from featuredb.limits import ABSENT_US, KEY_BYTES_MAX, SMALL_INGEST_BYTES_MAX
 from featuredb.offline.report import IngestReport
 from featuredb.online.index import OnlineIndex
 from featuredb.online.packer import NotPlain, RowPacker, plain_us
@@ -70,8 +70,7 @@ class Appender:
         self._created = definition.created_timestamp_column
         self._optional_created = definition.batch_source is None
         names = {number: definition.column_of(name) for name, number in table.feature_ids.items()}
-        # A removed feature is in a layout until the next change adds one without it: nothing to append then.
-        self._features = [names.get(number) for number, _ in self._online.current.features]
+        self._features = [names[number] for number, _ in self._online.current.features]
 
     def rows(self, data: Sequence[object]) -> list[_Row]:
         """The rows of a list of dicts, which is not empty.
@@ -91,6 +90,8 @@ class Appender:
 
     def _row(self, row: object, created: str | None) -> _Row:
         if type(row) is not dict or (created is None and self._optional_created and "created_timestamp" in row):
+            raise NotPlain
+        if not all(type(name) is str for name in row):
             raise NotPlain
         try:
             key = b"".join([encode(row[name]) for name, encode in self._keys])
@@ -131,6 +132,8 @@ class Appender:
         codes = self._codes(txn, [row.key for row in rows])
         # Values are converted in place, and the transaction may be run again.
         packed = [self._packer.pack(list(row.values), row.event_us, row.created_us, commit_id) for row in rows]
+        if sum(map(len, packed)) > SMALL_INGEST_BYTES_MAX:
+            raise NotPlain
         keys = [tail_key(table_id, code, row.event_us, row.created_us) for code, row in zip(codes, rows, strict=True)]
         tail = put_tail(txn, table_id, commit_id, zip(keys, packed, strict=True))
         online = {self._online.prefix + row.key: raw for row, raw in zip(rows, packed, strict=True)}

@@ -38,6 +38,7 @@ from featuredb.storage.rejected import RejectedRow, drop_rejected
 from featuredb.storage.segment import SegmentCache
 from featuredb.storage.segment_writer import write_segment
 from featuredb.storage.snapshots import SnapshotTxn, drop_saved, find_snapshot, snapshots
+from featuredb.storage.tail import tail_codes
 
 _SUBJECT = "keys"
 
@@ -187,10 +188,11 @@ class _Space:
         return [head + key for key in self.keys]
 
     def held(self, txn: ReadTxn, cache: SegmentCache, table: StoredTable) -> NDArray[np.bool_]:
-        """Which of the keys `table` has rows of: in a segment, replaced or not, or online."""
+        """Which of the keys `table` has rows of: in a segment, replaced or not, in its tail, or online."""
         found = np.zeros(len(self.codes), dtype=np.bool_)
         for ref in read_manifest(txn, table.id).segments:
             found |= np.isin(self.codes, cache.reader(txn, table.id, ref).entity_index()[0])
+        found |= np.isin(self.codes, tail_codes(txn, table.id))
         if table.definition.online:
             online = {bytes(key) for key, _ in txn.get_many(self.online_keys(table.id))}
             found |= np.fromiter((key in online for key in self.online_keys(table.id)), np.bool_, len(self.keys))
@@ -253,9 +255,6 @@ def forget(txn: WriteTxn, cache: SegmentCache, keys: GivenKeys, names: str | Seq
         asked = ", ".join(map(repr, keys.columns))
         raise InputError(f"{_SUBJECT}: no feature table has the entities {asked}; there are tables of {known}")
     _refuse_held(txn, cache, spaces, names is None)
-    for table in registry.tables.values():
-        if table.space_id in {space.space.id for space in spaces}:
-            flush_tail(txn, table)
     rows, online, rejected = {}, {}, 0
     for space in spaces:
         for table in space.tables:
@@ -303,6 +302,8 @@ def _refuse_held(txn: ReadTxn, cache: SegmentCache, spaces: list[_Space], every:
 
 def _forget_history(txn: WriteTxn, cache: SegmentCache, table: StoredTable, space: _Space) -> int:
     """Write the segments that have rows of the keys anew without them; the live rows removed."""
+    if np.isin(space.codes, tail_codes(txn, table.id)).any():
+        flush_tail(txn, table)
     manifest = read_manifest(txn, table.id)
     kept, removed, next_id = [], 0, manifest.next_segment_id
     for ref in manifest.segments:

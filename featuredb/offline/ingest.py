@@ -348,7 +348,8 @@ class Ingest:
         """The rows that history lacks; stored rows that they replace are marked dead.
 
         Rows of earlier batches of this call count as repeated, and what they had replaced lives again if it
-        comes back: the outcome is that of one batch, whatever their size.
+        comes back: what is stored is the same as of one batch, whatever their size. So is the report, but for a row
+        that one batch finds unchanged and a later one replaces: it counts as unchanged and not as repeated.
         """
         kept = np.ones(len(rows), dtype=np.bool_)
         for ref in outcome.segments:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, null_column
 from featuredb.errors import CorruptionError
+from featuredb.limits import TAILS_HELD_MAX
 from featuredb.offline.rows import concat_rows, live_dtypes
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import ReadTxn, WriteTxn
@@ -134,6 +135,8 @@ def tail_reader(txn: ReadTxn, cache: SegmentCache, table: StoredTable) -> Segmen
     reader = _as_segment(rows, table.id)
     # What a write transaction sees may be undone, and another one have its commit number.
     if not isinstance(txn, WriteTxn):
+        if len(cache.tails) >= TAILS_HELD_MAX:
+            cache.tails.clear()
         cache.tails[table.id] = (key, reader)
     return reader
 

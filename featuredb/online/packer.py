@@ -1,7 +1,8 @@
 """Packing one row of plain Python values: the bytes that `RowLayout.pack_many` gives, without arrays.
 
 Plain means that a value is of the one Python type that needs no cast: int, float, bool, str, bytes and datetime, a
-numpy array of just the dtype for a vector, or None. Anything else is `NotPlain`, and for the general path to judge.
+numpy scalar or, for a vector, array of just the dtype, or None. Anything else is `NotPlain`: for the general path to
+judge.
 """
 
 from __future__ import annotations
@@ -35,9 +36,16 @@ def plain_us(value: Any) -> int:
             # Of NaT it is NaN.
             if getattr(value, "nanosecond", 1) != 0:
                 raise NotPlain
-            value = value.to_pydatetime()  # type: ignore[attr-defined]
+            try:
+                value = value.to_pydatetime()  # type: ignore[attr-defined]
+            except ValueError:
+                raise NotPlain from None  # of no year that a datetime can have
         moment = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-        us: int = (moment - _EPOCH) // _MICROSECOND
+        try:
+            us: int = (moment - _EPOCH) // _MICROSECOND
+        except (TypeError, ValueError, OverflowError):
+            # The time zone has no offset for it, or gives no proper one.
+            raise NotPlain from None
     elif type(value) is np.datetime64 and value.dtype == "M8[us]":
         us = int(value.astype(np.int64))
     else:
@@ -102,6 +110,7 @@ class RowPacker:
         self._whole_max = [1 << (24 if dtype.name == "float32" else 53) for dtype in dtypes]
         found = [(place, _converter(dtype)) for place, dtype in enumerate(dtypes)]
         self._converters = [(place, convert) for place, convert in found if convert is not None]
+        self._numpy = [dtype.numpy for dtype in dtypes]
         self._variable = [place for place, dtype in enumerate(dtypes) if dtype.is_variable]
         self._zeros = [bytes(dtype.numpy.itemsize) if dtype.is_vector else 0 for dtype in dtypes]
 
@@ -119,6 +128,9 @@ class RowPacker:
                 nulls |= 1 << place
                 values[place] = self._zeros[place]
             elif type(value) is not kind and kind is not None:
+                if isinstance(value, np.generic) and value.dtype == self._numpy[place]:
+                    values[place] = value.item()
+                    continue
                 whole = kind is float and type(value) is int and -self._whole_max[place] <= value
                 if not whole or value > self._whole_max[place]:
                     raise NotPlain

@@ -86,6 +86,11 @@ def tail_rows(txn: ReadTxn, table_id: int) -> Iterator[tuple[int, int, int, memo
         raise CorruptionError(f"the tail of table {table_id} is damaged: its rows are not those that its head counts")
 
 
+def tail_codes(txn: ReadTxn, table_id: int) -> list[int]:
+    """The entity codes that have rows in the tail."""
+    return list(dict.fromkeys(code for code, _, _, _ in tail_rows(txn, table_id)))
+
+
 def put_tail(txn: WriteTxn, table_id: int, commit_id: int, rows: Iterable[tuple[bytes, Bytes]]) -> Tail:
     """Add rows, under keys from `tail_key`; one that is there already is replaced."""
     before = read_tail(txn, table_id)
