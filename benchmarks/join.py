@@ -18,7 +18,7 @@ import featuredb as fdb
 from benchmarks.check import Answer, frame_answer, in_row_order, masked_answer
 from benchmarks.data import taken_answer
 from benchmarks.join_sqlite import load_sqlite, prepare_sqlite
-from benchmarks.peers import Case, System, arrow_result, module, parameter
+from benchmarks.peers import Case, System, arrow_result, module
 from benchmarks.workload import FEATURES, KEY, MAX_AGE_US, ROW, TIME, history_frame
 
 TABLE = "activity"
@@ -200,7 +200,6 @@ SYSTEMS = (
         _OWN_FILE,
         _load_featuredb(lambda training: training.to_numpy(), masked_answer, threads=1),
         prepare_featuredb,
-        lacks=parameter(fdb.Database.get_historical_features, "threads"),
     ),
     System(
         "join",

@@ -29,10 +29,8 @@ from benchmarks.online_one import (
     wanted_keys,
 )
 from benchmarks.online_redis import RedisServer, load_rows
-from benchmarks.peers import Case, System, arrow_result, module, parameter, program
+from benchmarks.peers import Case, System, arrow_result, module, program
 from benchmarks.workload import FEATURES, KEY, MANY_KEYS, NULLABLE
-
-_LACKS_THREADS = parameter(fdb.OnlineReader.get_many, "threads")
 
 
 def arrays_answer(arrays: fdb.OnlineArrays) -> Answer:
@@ -46,9 +44,7 @@ def _load_get_many(threads: int) -> Any:
         path, db = open_featuredb(folder)
         get_many = db.online_reader(REFERENCES).get_many
         keys = wanted_keys(folder, "many")
-        # Without the parameter there is one thread anyway.
-        options: dict[str, Any] = {} if _LACKS_THREADS() else {"threads": threads}
-        return Case(lambda: get_many(keys, **options), arrays_answer, close=db.close, files=(path,))
+        return Case(lambda: get_many(keys, threads=threads), arrays_answer, close=db.close, files=(path,))
 
     return load
 
@@ -187,7 +183,6 @@ SYSTEMS = (
         "prepared reader, keys as an array, answer as columns with statuses",
         _load_get_many(2),
         prepare_featuredb,
-        lacks=_LACKS_THREADS,
         data="online",
     ),
     System(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import subprocess
 import tempfile
@@ -33,35 +34,23 @@ class RedisServer:
 
         # The path of a socket may have some hundred characters at most.
         self._folder = tempfile.TemporaryDirectory(prefix="redis-")
-        socket = Path(self._folder.name) / "redis.sock"
-        arguments = [
-            "--port",
-            "0",
-            "--unixsocket",
-            str(socket),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--dir",
-            str(folder),
-        ]
+        address = str(Path(self._folder.name) / "redis.sock")
+        arguments = ["--port", "0", "--unixsocket", address, "--save", "", "--appendonly", "no", "--dir", str(folder)]
         self._process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
-        self.client: Any = redis.Redis(unix_socket_path=str(socket))
+        self.client: Any = redis.Redis(unix_socket_path=address)
         try:
-            self._await(socket, redis.ConnectionError)
+            self._await(address)
         except BaseException:
             self.close()
             raise
 
-    def _await(self, socket: Path, refused: type[Exception]) -> None:
+    def _await(self, address: str) -> None:
         deadline = time.monotonic() + _START_SECONDS_MAX
         while self._process.poll() is None and time.monotonic() < deadline:
-            if socket.exists():
-                # There is a moment between the socket and the server that listens to it.
-                with suppress(refused):
-                    self.client.ping()
-                    return
+            # Not by the client, of which older versions leave a socket open when refused.
+            with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+                probe.connect(address)
+                return
             time.sleep(0.01)
         raise BenchmarkError(f"redis-server does not answer within {_START_SECONDS_MAX:.0f} s")
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +120,6 @@ def module(name: str) -> Callable[[], str]:
 def program(name: str, module_name: str) -> Callable[[], str]:
     """For `System.lacks`: a program, and the module that talks to it."""
     return lambda: module(module_name)() or ("" if shutil.which(name) else f"there is no {name} on the PATH")
-
-
-def parameter(function: Callable[..., Any], name: str) -> Callable[[], str]:
-    """For `System.lacks`: a parameter of a function of featuredb."""
-    return lambda: "" if name in signature(function).parameters else f"{function.__qualname__} has no {name}="
 
 
 def all_systems() -> list[System]:

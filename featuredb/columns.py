@@ -164,9 +164,16 @@ def concat(parts: Sequence[Column]) -> Column:
     if not dtype.is_variable:
         filled = all(part.filled or part.valid is None for part in parts)
         return Column(dtype, np.concatenate([part.data for part in parts]), valid, filled=filled)
-    heaps = [part.heap for part in parts if part.heap is not None]
-    entries = np.cumsum([0, *map(len, heaps)])
-    heap = Heap.concat(heaps)
-    data = np.concatenate([part.data + base for part, base in zip(parts, entries[:-1], strict=True)])
-    data = data.astype(dtype.numpy)
-    return Column(dtype, zeroed(data, valid), valid, heap)
+    heaps: list[Heap] = []
+    data = []
+    base = 0
+    for part in parts:
+        assert part.heap is not None
+        # Chunks of one column share a heap.
+        if not heaps or part.heap is not heaps[-1]:
+            base += len(heaps[-1]) if heaps else 0
+            heaps.append(part.heap)
+        data.append(part.data + base if base else part.data)
+    places = np.concatenate(data).astype(dtype.numpy, copy=False)
+    heap = heaps[0] if len(heaps) == 1 else Heap.concat(heaps)
+    return Column(dtype, zeroed(places, valid), valid, heap)

@@ -21,7 +21,7 @@ from featuredb.maintenance import Maintenance
 from featuredb.online.few import FEW_ROWS_MAX, read_few
 from featuredb.online.keys import key_columns
 from featuredb.online.query import OnlineQuery, query_of
-from featuredb.online.reader import OnlineReader, check_threads, now_in_us, read_rows
+from featuredb.online.reader import OnlineReader, now_in_us, read_rows
 from featuredb.schema import Alias, FeatureService, Source, check_aliases
 from featuredb.snapshots import Snapshots
 from featuredb.storage.env import Env, ReadTxn, WriteTxn, open_env
@@ -34,11 +34,14 @@ from featuredb.storage.registry import (
     registry_state,
 )
 from featuredb.storage.rejected import RejectedRow, rejected_rows
-from featuredb.storage.segment import SegmentCache
+from featuredb.storage.remembered import Knowledge, learn, leave
+from featuredb.storage.snapshots import SnapshotEnv
+from featuredb.threads import check_threads
 
 if TYPE_CHECKING:
+    from featuredb.offline.append import Appender
     from featuredb.offline.dictionary import KeyDictionary
-    from featuredb.offline.ingest import IngestReport
+    from featuredb.offline.report import IngestReport
     from featuredb.offline.training import TrainingSet
     from featuredb.online.response import OnlineResponse
     from featuredb.progress import Report
@@ -130,13 +133,16 @@ class Database(Definitions, Snapshots, Maintenance):
         self._read_only = read_only
         self._durable = durable
         self._timeout = timeout
-        self._cache = SegmentCache()
-        self._dictionaries: dict[int, KeyDictionary] = {}
+        # In memory a file is gone when it is closed; a view of a snapshot gets what is known from its database.
+        known = Knowledge() if folder is not None or isinstance(env, SnapshotEnv) else learn(env.path)
+        self._cache = known.cache
+        self._dictionaries: dict[int, KeyDictionary] = known.dictionaries
         self._definitions: tuple[int, bytes, Registry] | None = None
+        self._appenders: dict[int, Appender] = {}
         self._queries: dict[tuple[str | tuple[str, ...], tuple[str, ...], bool], tuple[Registry, OnlineQuery]] = {}
         self._closed = False
         # Closes a database that was dropped without close(), at the latest when the process ends.
-        self._release = weakref.finalize(self, _release, env, folder, os.getpid())
+        self._release = weakref.finalize(self, _release, env, known, folder, os.getpid())
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -285,22 +291,24 @@ class Database(Definitions, Snapshots, Maintenance):
         {'origin': ['JFK'], 'temp': [41.0], 'wind': [12.7]}
         >>> db.close()
         """
-        from featuredb.frames import open_table
-        from featuredb.offline.ingest import Ingest
-        from featuredb.offline.merge import merge
-        from featuredb.progress import reporter
-
         _check_choice("to", to, ("both", "offline", "online"))
         _check_choice("on_error", on_error, ("raise", "skip"))
         start_us, end_us = _range(start, end)
-        with self._snapshot() as (_, registry):
-            stored = registry.table(table)
+        with self._snapshot() as (txn, registry):
+            stored, state = registry.table(table), registry_state(txn)
+        plain = type(data) is list and to == "both" and not partial and (start_us, end_us) == (None, None)
+        if plain and progress is None and (appended := self._append(stored, state, data)) is not None:
+            return appended
         if to == "online" and not stored.definition.online:
             raise InputError(
                 f"feature table {table!r} is not kept online; define it with online=True, or use to='both'"
             )
         if data is None:
             data = self._source(stored)
+        from featuredb.frames import open_table
+        from featuredb.offline.ingest import Ingest
+        from featuredb.progress import reporter
+
         given = open_table(data, f"data for feature table {table!r}")
         with self._writer(), reporter(progress, table) as report_progress:
             with self._snapshot() as (_, registry):
@@ -321,11 +329,39 @@ class Database(Definitions, Snapshots, Maintenance):
             except BaseException:
                 discard_staged(self._env)
                 raise
-            # The rows are committed: what fails from here on, such as a full disk, must not deny that. Segments
-            # that stay unmerged are merged by a later ingest.
-            with suppress(FeatureDBError, MemoryError):
-                merge(self._env, self._cache, stored, durable=self._durable)
+            self._merge(stored)
         return report
+
+    def _append(self, table: StoredTable, state: bytes, data: list[Any]) -> IngestReport | None:
+        """A small ingest of plain rows that are the newest of their keys; None if it is anything else."""
+        from featuredb.offline.append import APPENDED_ROWS_MAX, Appender
+        from featuredb.online.packer import NotPlain
+        from featuredb.storage.tail import is_long
+
+        if not table.definition.online or not 0 < len(data) <= APPENDED_ROWS_MAX:
+            return None
+        appender = self._appenders.get(table.id)
+        if appender is None or appender.table is not table:
+            appender = self._appenders[table.id] = Appender(table, state)
+        try:
+            rows = appender.rows(data)
+            with self._writer():
+                report, tail = appender.append(self._env, rows, durable=self._durable)
+                if is_long(tail):
+                    self._merge(table)
+        except NotPlain:
+            return None
+        return report
+
+    def _merge(self, table: StoredTable) -> None:
+        """Merge what is due, after a commit: what fails, such as a full disk, must not deny that.
+
+        Segments that stay unmerged are merged by a later ingest.
+        """
+        from featuredb.offline.merge import merge
+
+        with suppress(FeatureDBError, MemoryError):
+            merge(self._env, self._cache, table, durable=self._durable)
 
     def _source(self, table: StoredTable) -> Any:
         if table.definition.batch_source is None:
@@ -656,8 +692,9 @@ class Database(Definitions, Snapshots, Maintenance):
         return OnlineReader(self._env, resolve, registry_state)
 
 
-def _release(env: Env, folder: str | None, pid: int) -> None:
+def _release(env: Env, known: Knowledge, folder: str | None, pid: int) -> None:
     """Close a database; in memory, remove its folder. A forked child leaves what is its parent's alone."""
+    leave(env.path, known)
     env.close()
     if folder is not None and os.getpid() == pid:
         shutil.rmtree(folder, ignore_errors=True)

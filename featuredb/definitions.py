@@ -25,6 +25,7 @@ from featuredb.storage.registry import (
 )
 from featuredb.storage.rejected import clear_rejected
 from featuredb.storage.segment import SegmentCache
+from featuredb.storage.tail import drop_tail
 
 if TYPE_CHECKING:
     from featuredb.offline.dictionary import KeyDictionary
@@ -132,6 +133,7 @@ class Definitions:
             table = old.table(name)
             new = delete_table(old, name)
             drop_table(txn, table.id)
+            drop_tail(txn, table.id)
             OnlineIndex(table).delete_all(txn)
             clear_pending(txn, table.id)
             clear_rejected(txn, table.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from featuredb.limits import FORMAT_VERSION, NS_UNDO
+from featuredb.offline.tail import table_readers
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import Env, ReadTxn
 from featuredb.storage.keyspace import KeySpace
@@ -13,6 +14,7 @@ from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pinned_manifests, read
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache, SegmentInfo
 from featuredb.storage.snapshots import SnapshotTxn, snapshots
+from featuredb.storage.tail import TAIL_ID, read_tail
 
 
 def database_info(env: Env, txn: ReadTxn, registry: Registry, cache: SegmentCache) -> dict[str, Any]:
@@ -58,18 +60,21 @@ def _snapshots(txn: ReadTxn, cache: SegmentCache) -> dict[str, Any]:
 
 
 def _table(txn: ReadTxn, table: StoredTable, cache: SegmentCache) -> dict[str, Any]:
-    manifest, space = read_manifest(txn, table.id), KeySpace(table.space_id)
-    infos = [cache.reader(txn, table.id, ref).info for ref in manifest.segments]
+    manifest, space, tail = read_manifest(txn, table.id), KeySpace(table.space_id), read_tail(txn, table.id)
+    readers = table_readers(txn, cache, table)
+    infos = [reader.info for reader in readers if reader.ref.id != TAIL_ID]
+    spans = [(reader.info.event_min, reader.info.event_max) for reader in readers]
     names = {number: name for name, number in table.feature_ids.items()}
     return {
         "entities": list(table.definition.entities),
         "features": {feature.name: feature.dtype for feature in table.definition.features},
-        "rows": manifest.rows,
+        "rows": manifest.rows + tail.rows,
         "replaced_rows": sum(ref.dead_count for ref in manifest.segments),
         "segments": len(manifest.segments),
-        "bytes": sum(info.nbytes for info in infos),
-        "event_min_us": min((info.event_min for info in infos), default=None),
-        "event_max_us": max((info.event_max for info in infos), default=None),
+        "rows_in_tail": tail.rows,
+        "bytes": sum(info.nbytes for info in infos) + tail.nbytes,
+        "event_min_us": min((first for first, _ in spans), default=None),
+        "event_max_us": max((last for _, last in spans), default=None),
         "entity_keys_in_key_space": space.count(txn) - space.forgotten(txn),
         "online_keys": OnlineIndex(table).count(txn) if table.definition.online else None,
         "encodings": {name: _encoding(infos, number) for number, name in names.items()},

@@ -34,7 +34,8 @@ NS_KEY: Final = b"k"
 NS_SNAPSHOT: Final = b"l"
 NS_MANIFEST: Final = b"m"
 NS_UNDO: Final = b"n"
-NS_ONLINE: Final = b"o"
+NS_TAIL: Final = b"o"
+NS_ONLINE: Final = b"p"
 
 # --- definitions ------------------------------------------------------------------------------
 NAME_CHARS_MAX: Final = 128
@@ -75,9 +76,15 @@ DECIMAL_INTEGER_MAX: Final = 1 << 51
 PACKED_SAVING_MIN: Final = 1 / 16
 # A transaction holds what it writes in memory until it ends, and then waits for the disk: while a long segment is
 # encoded, it is written in transactions of this size.
-STAGE_BYTES: Final = 1 << 26
+STAGE_BYTES: Final = 1 << 25
 # A segment is merged with its neighbours of like size once this many have gathered.
 MERGE_FANOUT: Final = 4
+# Rows of small ingests gather in the tail of their table, which becomes a segment when it has so many rows or bytes.
+TAIL_ROWS_MAX: Final = 4096
+TAIL_BYTES_MAX: Final = 1 << 22
+# Larger ingests make a segment of their own.
+SMALL_INGEST_ROWS_MAX: Final = 1024
+SMALL_INGEST_BYTES_MAX: Final = 1 << 20
 # A segment with more than this share of replaced rows is rewritten.
 DEAD_SHARE_MAX: Final = 0.25
 
@@ -89,7 +96,7 @@ JOIN_BATCH_ROWS: Final = 1_000_000
 REJECTIONS_KEPT_MAX: Final = 1000
 # Rejected rows a table keeps in the file: the newest.
 REJECTED_ROWS_MAX: Final = 10_000
-# Problems, and differences, that one verification lists.
+# Problems that one verification lists, and differences that its text shows.
 VERIFY_FINDINGS_MAX: Final = 1000
 # Rows held at a time are fewer than the bounds above when their fixed-width values are wide.
 BATCH_BYTES_TARGET: Final = 1 << 30
@@ -97,6 +104,9 @@ BATCH_BYTES_TARGET: Final = 1 << 30
 QUERIES_HELD_MAX: Final = 256
 # Decoded segment descriptors a database keeps; merged-away segments leave theirs behind until then.
 SEGMENTS_HELD_MAX: Final = 4096
+# Closed files of which a process keeps what it has learned, and the largest dictionary of entity keys it keeps of one.
+FILES_REMEMBERED_MAX: Final = 4
+REMEMBERED_BYTES_MAX: Final = 1 << 26
 
 if sys.byteorder != "little":
     raise ImportError("featuredb files are little-endian; this machine is not")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from featuredb.errors import FileError
 from featuredb.storage.env import Env, ReadTxn
 from featuredb.storage.log import Commit, commits
-from featuredb.storage.manifest import read_manifest
 from featuredb.storage.moving import settle
 from featuredb.storage.registry import Registry
 from featuredb.storage.segment import SegmentCache
@@ -146,7 +145,7 @@ class Maintenance:
 
         began = time.perf_counter()
         with self._snapshot() as (_, registry):
-            given = given_keys(registry, keys)
+            given = given_keys(registry, keys, tables)
         with self._writer():
             report = self._env.write(lambda txn: forget(txn, self._cache, given, tables), durable=self._durable)
         return replace(report, seconds=time.perf_counter() - began)
@@ -192,10 +191,10 @@ class Maintenance:
 
         began = time.perf_counter()
         with self._writer():
-            with self._snapshot() as (txn, registry):
-                chosen = [table for table in registry.tables.values() if read_manifest(txn, table.id).segments]
+            with self._snapshot() as (_, registry):
+                tables = list(registry.tables.values())
             before = self._env.space()["file_bytes"]
-            for table in chosen:
+            for table in tables:
                 merge_all(self._env, self._cache, table, durable=self._durable)
             self._env.rewrite()
             after = self._env.space()["file_bytes"]

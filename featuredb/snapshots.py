@@ -67,8 +67,14 @@ class Snapshots:
         ['city']
         """
 
+        from featuredb.offline.tail import flush_tail
+
         def work(txn: WriteTxn) -> Snapshot:
-            return create_snapshot(txn, name, [table.id for table in read_registry(txn).tables.values()])
+            tables = read_registry(txn).tables.values()
+            # A snapshot holds segments.
+            for table in tables:
+                flush_tail(txn, table)
+            return create_snapshot(txn, name, [table.id for table in tables])
 
         with self._writer():
             return self._env.write(work, durable=self._durable)

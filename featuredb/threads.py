@@ -19,6 +19,8 @@ from featuredb.errors import InputError
 T = TypeVar("T")
 
 ROWS_PER_THREAD_MIN = 50_000
+# As long as one takes to write their results to disk, the threads that make them need not wait.
+TASKS_AHEAD = 32
 _creating = threading.Lock()
 
 
@@ -65,13 +67,13 @@ def over_items(items: Sequence[T], work: Callable[[T], None], threads: int | Non
 
 
 def in_order(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The results of the tasks, in their order. Other threads are a few tasks ahead of the caller."""
+    """The results of the tasks, in their order. Other threads are up to `TASKS_AHEAD` ahead of the caller."""
     pool = _pool()
     ahead: deque[Future[T]] = deque()
     try:
         for task in tasks:
             ahead.append(pool.submit(task))
-            if len(ahead) > 2 * cores():
+            if len(ahead) > TASKS_AHEAD:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

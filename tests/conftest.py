@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, Phase, settings
 # So that tests can import `oracle` and `strategies` whatever the import mode.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from strategies import TAILS, set_tails
+
 import featuredb as fdb
 
 # The first example compiles kernels, so time limits of single examples say nothing.
@@ -30,3 +32,26 @@ def db() -> Iterator[fdb.Database]:
     """An empty database in memory."""
     with fdb.open(":memory:") as database:
         yield database
+
+
+@pytest.fixture(scope="module")
+def segments_only() -> Iterator[None]:
+    """For modules whose tests look at segments: every ingest makes one, however small it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_tails(patch, *TAILS[0])
+        yield
+
+
+@pytest.fixture
+def a_segment_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for one test."""
+    set_tails(monkeypatch, *TAILS[0])
+
+
+@pytest.fixture(scope="module", params=["segments", "tail"])
+def both_histories(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For modules whose tests load few rows: with a segment for every ingest, and as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "segments":
+            set_tails(patch, *TAILS[0])
+        yield

@@ -26,6 +26,7 @@ from strategies import (
     CONTAINERS,
     KEY_DTYPES,
     POOLS,
+    TAILS,
     YEAR_1_US,
     YEAR_9999_US,
     Case,
@@ -34,6 +35,7 @@ from strategies import (
     cases,
     container,
     plain,
+    set_tails,
     small_batches,
     tiny_limits,
     to_datetime,
@@ -43,6 +45,7 @@ from strategies import (
 import featuredb as fdb
 from featuredb.limits import DEAD_SHARE_MAX
 from featuredb.storage.manifest import read_manifest
+from featuredb.storage.tail import read_tail
 
 CASES_PER_DATABASE = 10
 YEAR_2262_US = 9_223_372_036_854_775  # where nanoseconds end
@@ -71,6 +74,8 @@ CORNERS = (
     "a table without data",
     "several tables",
     "several segments with overlapping times",
+    "rows in a tail alone",
+    "rows in a tail beside segments",
     "a composite key",
     "before 1970",
     "after 2262",
@@ -331,6 +336,8 @@ def stored_corners(db: fdb.Database, case: Case, tables: dict[str, oracle.Table]
     with db._snapshot() as (txn, registry):
         for table in registry.tables.values():
             segments = read_manifest(txn, table.id).segments
+            if read_tail(txn, table.id).rows:
+                found.add("rows in a tail beside segments" if segments else "rows in a tail alone")
             if any(ref.dead_count for ref in segments):
                 found.add("a replaced row that is still in its segment")
             infos = [db._cache.reader(txn, table.id, ref).info for ref in segments]
@@ -352,13 +359,17 @@ def joins_property(reached: Counter[str], *, wide: bool) -> Callable[[], None]:
         tiny=st.booleans(),
         batch_rows=st.sampled_from([3, 1000]),
         dead_share=st.sampled_from([1.0, DEAD_SHARE_MAX]),
+        tails=st.sampled_from(TAILS),
     )
-    def joins_equal_the_oracle(case: Case, rng: random.Random, tiny: bool, batch_rows: int, dead_share: float) -> None:
+    def joins_equal_the_oracle(
+        case: Case, rng: random.Random, tiny: bool, batch_rows: int, dead_share: float, tails: tuple[int, int]
+    ) -> None:
         with pytest.MonkeyPatch.context() as patch, fdb.open(":memory:") as db:
             if tiny:
                 tiny_limits(patch)
             small_batches(patch, batch_rows)
             patch.setattr("featuredb.offline.merge.DEAD_SHARE_MAX", dead_share)
+            set_tails(patch, *tails)
             tables = case.load(db)
             db.apply(services_of(case))
             stored = stored_corners(db, case, tables)

@@ -130,17 +130,21 @@ def _pandas(columns: Columns) -> Any:
     return frame
 
 
-def _polars(columns: Columns) -> Any:
-    import polars as pl
-
-    table = _arrow(columns)
+def listed(table: pa.Table, which: Callable[[pa.DataType], bool] = lambda item: True) -> pa.Table:
+    """The table with its vectors, those of items that `which` names, as lists."""
     for place, field in enumerate(table.schema):
-        if pa.types.is_fixed_size_list(field.type) and pa.types.is_timestamp(field.type.value_type):
-            # Polars 1.0 makes integers of the timestamps in vectors.
+        if pa.types.is_fixed_size_list(field.type) and which(field.type.value_type):
             table = table.set_column(
                 place, field.name, pa.array(table[field.name].to_pylist(), pa.list_(field.type.value_type))
             )
-    return pl.from_arrow(table)
+    return table
+
+
+def _polars(columns: Columns) -> Any:
+    import polars as pl
+
+    # Polars 1.0 makes integers of the timestamps in vectors.
+    return pl.from_arrow(listed(_arrow(columns), pa.types.is_timestamp))
 
 
 def container(kind: str, columns: Columns) -> Any:
@@ -158,11 +162,23 @@ def container(kind: str, columns: Columns) -> Any:
     return makers[kind]()
 
 
-def small_batches(patch: pytest.MonkeyPatch, rows: int) -> None:
-    """Make ingests and joins work in batches of this many rows, whatever the data."""
-    names = ("ingest.INGEST_BATCH_ROWS", "ingest.INGEST_MEMORY_ROWS", "training.JOIN_BATCH_ROWS")
-    for name in (*names, "retrieve.JOIN_BATCH_ROWS"):
+def small_batches(patch: pytest.MonkeyPatch, rows: int, memory_rows: int | None = None) -> None:
+    """Make ingests and joins work in batches of this many rows, or `memory_rows` of data that is in memory."""
+    names = ("ingest.INGEST_BATCH_ROWS", "training.JOIN_BATCH_ROWS", "retrieve.JOIN_BATCH_ROWS")
+    for name in names:
         patch.setattr(f"featuredb.offline.{name}", rows)
+    patch.setattr("featuredb.offline.ingest.INGEST_MEMORY_ROWS", memory_rows or rows)
+
+
+# The longest ingest whose rows go to the tail, and the rows at which that becomes a segment.
+TAILS = [(0, 1), (2, 3), (4, 9), (1024, 4096)]
+
+
+def set_tails(patch: pytest.MonkeyPatch, small_rows: int, tail_rows: int) -> None:
+    """Make tails as long as this; with no small ingest at all, every one makes a segment."""
+    patch.setattr("featuredb.offline.ingest.SMALL_INGEST_ROWS_MAX", small_rows)
+    patch.setattr("featuredb.offline.append.APPENDED_ROWS_MAX", small_rows)
+    patch.setattr("featuredb.storage.tail.TAIL_ROWS_MAX", tail_rows)
 
 
 def tiny_limits(patch: pytest.MonkeyPatch) -> None:
@@ -174,13 +190,16 @@ def tiny_limits(patch: pytest.MonkeyPatch) -> None:
         "storage.packing.CHUNK_ROWS_MAX": 3,
         "storage.packing._SAMPLE_ROWS": 2,
         "storage.segment.SEGMENTS_HELD_MAX": 1,
+        "storage.segment_writer.STAGE_BYTES": 40,
         "storage.keyspace.KEYS_PER_BLOCK": 2,
         "offline.dictionary.KEYS_PER_BLOCK": 2,
         "offline.dictionary.TREE_LOOKUPS_MAX": 0,
+        "offline.dictionary._DISTINCT_MIN": 1,
         "offline.merge.MERGE_FANOUT": 2,
         "offline.merge._TIER_ROWS_MIN": 2,
         "offline.merge.SEGMENT_ROWS_MAX": 20,
         "threads.ROWS_PER_THREAD_MIN": 2,
+        "threads.TASKS_AHEAD": 1,
         "online.index.BATCH_ROWS": 2,
     }.items():
         patch.setattr(f"featuredb.{name}", value)

@@ -17,6 +17,8 @@ from featuredb.cli import main
 from featuredb.storage import registry
 from featuredb.storage.segment import SegmentCache
 
+pytestmark = pytest.mark.usefixtures("segments_only")
+
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 ALIASES = {

@@ -27,6 +27,8 @@ from test_online import assert_reads_equal
 
 import featuredb as fdb
 
+pytestmark = pytest.mark.usefixtures("both_histories")
+
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 Draw = st.DataObject

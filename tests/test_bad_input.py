@@ -89,6 +89,11 @@ INGESTS: dict[str, tuple[Any, list[str]]] = {
         ["column 'temp'", "row 0", "9007199254740993", "cannot hold exactly"],
     ),
     "a null key": (changed(origin=[None]), ["column 'origin'", "row 0", "null entity key", "leave the row out"]),
+    "a key of a wrong dtype": (changed(origin=[7]), ["column 'origin'", "row 0", "string", r"astype\(str\)"]),
+    "keys of a wrong dtype among other problems": (
+        changed(origin=np.array([7]), gust=[1.5]),
+        ["column 'origin'", "column 'gust'", "2 problems"],
+    ),
     "a null timestamp": (
         changed(event_timestamp=[None]),
         ["column 'event_timestamp'", "row 0", "null event timestamp", "leave the row out"],

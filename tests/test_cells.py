@@ -199,10 +199,21 @@ def test_a_slice_that_goes_over_many_chunks_is_searched_whole() -> None:
         assert found.to_numpy()["n"].tolist() == np.minimum(asked // 10, rows - 1).tolist()
 
 
-def test_marks_name_every_chunk_of_a_slice() -> None:
-    marks = np.zeros(6, dtype=np.bool_)
-    kernels.mark_slices(np.array([[3, 3], [7, 17], [40, 41]], dtype=np.int32), 3, marks)
+def test_slices_are_those_of_the_codes_and_every_chunk_of_them_is_marked() -> None:
+    columns_of = {"codes": [2, 3, 7, 9], "starts": [0, 7, 17, 40, 44]}
+    arrays = [np.array(values, dtype=np.int32) for values in columns_of.values()]
+    addresses = np.array([array.__array_interface__["data"][0] for array in arrays], dtype=np.uint64)
+    plain = [-1, 62, 32, (1 << 32) - 1, 0, -8]
+    cells = np.array([[0, *plain], [1, *plain], [0, -1, 3, 0, 0, 0, -1]], dtype=np.int64)
+    codes = np.array([0, 3, 3, 4, 9, 12], dtype=np.int32)
+    slices, marks = np.full((len(codes), 2), -1, dtype=np.int32), np.zeros(6, dtype=np.bool_)
+    zone = np.array([44, 4, 0, 0])
+    kernels.find_slices(frozen(codes), frozen(cells), frozen(addresses), frozen(zone), slices, marks)
+    assert slices.tolist() == [[0, 0], [7, 17], [7, 17], [0, 0], [40, 44], [0, 0]]
     assert np.flatnonzero(marks).tolist() == [0, 1, 2, 5]
+    # A file that says otherwise is not read beyond its rows.
+    kernels.find_slices(frozen(codes), frozen(cells), frozen(addresses), frozen(np.array([9, 4, 0, 0])), slices, marks)
+    assert slices.tolist() == [[0, 0], [7, 9], [7, 9], [0, 0], [9, 9], [0, 0]]
 
 
 def test_the_absent_created_timestamp_is_that_of_the_limits() -> None:

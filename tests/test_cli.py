@@ -99,6 +99,7 @@ def failure(*args: str | Path) -> str:
 
 
 # --- info, tables, log --------------------------------------------------------------------------
+@pytest.mark.usefixtures("a_segment_each")
 def test_info_tells_size_commit_and_rows_of_each_table(loaded: str) -> None:
     shown = text("info", loaded)
     assert "commit 3 (ingest) of 20" in shown
@@ -344,6 +345,7 @@ def test_backup_makes_a_copy_and_replaces_nothing(loaded: str, tmp_path: Path) -
     assert str(tmp_path / "second.fdb") in text("backup", loaded, tmp_path / "second.fdb")
 
 
+@pytest.mark.usefixtures("a_segment_each")
 def test_compact_merges_segments_and_drops_replaced_rows(loaded: str) -> None:
     with fdb.open(loaded) as db:
         row = {"station": ["JFK"], "at": [NOON], "temp": [8.0], "wind": [1]}

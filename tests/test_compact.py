@@ -16,7 +16,7 @@ from test_processes import KEYS, LATEST, REFERENCES, WRITER, batch, check_join, 
 from test_snapshots import as_bytes
 
 import featuredb as fdb
-from featuredb.storage import engine, rewrite
+from featuredb.storage import datafile, engine, rewrite
 from featuredb.storage.moving import STATE_KEY, is_marked
 from featuredb.storage.pages import file_faults
 
@@ -176,6 +176,26 @@ def test_threads_read_on_while_the_file_is_replaced(path: Path) -> None:
         for thread in threads:
             thread.join()
         assert not failures
+
+
+def test_no_snapshot_of_the_new_file_has_the_number_of_one_of_the_old(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of a snapshot, such as where its chunks lie, is held by its number."""
+    take_after, seen = datafile.take_after, []
+
+    def read_the_marked_file(*arguments: Any) -> None:
+        with db._env.read() as txn:
+            seen.append(txn.id())
+        take_after(*arguments)
+
+    monkeypatch.setattr(datafile, "take_after", read_the_marked_file)
+    with fdb.open(path) as db:
+        for _ in range(2):
+            db.compact()
+            with db._env.read() as txn:
+                assert txn.id() > seen[-1]
+    assert len(seen) == 2
 
 
 def test_an_open_read_prevents_it_and_nothing_changes(path: Path) -> None:

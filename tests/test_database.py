@@ -150,6 +150,7 @@ def test_a_reader_and_a_training_set_keep_their_database_open() -> None:
 
 
 # --- merging --------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("a_segment_each")
 def test_a_merge_that_fails_does_not_deny_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     db = new()
     for day in range(1, 4):
@@ -233,6 +234,7 @@ def test_the_one_row_known_by_then_is_found_wherever_it_is(place: int) -> None:
     assert found.tolist() == [float(place)] * len(asked)
 
 
+@pytest.mark.usefixtures("a_segment_each")
 def test_a_replaced_row_is_known_from_the_commit_that_replaced_it() -> None:
     db = new()
     # Enough rows that the segment with the replaced one is not merged away at once.

@@ -13,6 +13,8 @@ from strategies import tiny_limits
 
 import featuredb as fdb
 
+pytestmark = pytest.mark.usefixtures("segments_only")
+
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 KEYS = ["a", "b", "c"]

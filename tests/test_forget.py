@@ -202,6 +202,7 @@ def test_a_key_stays_as_long_as_another_table_has_anything_of_it(db: fdb.Databas
     assert db.verify().ok
 
 
+@pytest.mark.usefixtures("a_segment_each")
 def test_segments_without_the_keys_are_not_rewritten(loaded: fdb.Database) -> None:
     loaded.ingest("users", [row("bob", day=5)])
     before = dict(entries(loaded, NS_CHUNK))
@@ -313,6 +314,14 @@ def test_rejected_rows_that_show_a_forgotten_key_go(db: fdb.Database) -> None:
         ({"user": ["ann"]}, ["items", "none"], fdb.NotFoundError, ["no feature table 'none'", "'items' has no entity"]),
         ({"user": ["ann"]}, [], fdb.InputError, ["none is named"]),
         ({"user": ["ann"]}, 3, fdb.InputError, ["must be names of feature tables"]),
+        ({"user": ["ann"]}, [["users"], None], fdb.InputError, ["['users'] is not the name", "None is not the name"]),
+        (
+            {"user": ["ann", 7, None], "item": [1, None, "x"]},
+            None,
+            fdb.InputError,
+            ["'user', row 1", "'user', row 2", "'item', row 1", "'item', row 2", "is null", "is of type"],
+        ),
+        ({"user": [None], "zz": [1]}, ["none"], fdb.NotFoundError, ["'zz'", "is null", "no feature table 'none'"]),
         ({"user": ["ann"], "day": [T0]}, None, fdb.InputError, ["has the entities 'user', 'day'", "(user, item)"]),
     ],
 )  # fmt: skip

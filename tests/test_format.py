@@ -116,10 +116,15 @@ def batches() -> Iterator[tuple[str, dict[str, str], list[Row]]]:
         row["nothing"] = None
         row["price"] = None if number % 9 == 0 else (number * 37 % 1000 - 500) / 100
     yield "notes", NOTES, notes
+    yield "keyed", {"n": "int64"}, make_rows({"n": "int64"}, keys[:2], 4)
 
 
 def make_golden(path: Path, patch: pytest.MonkeyPatch) -> None:
-    """Make a file with every dtype, encoding, layout and kind of record; chunks are small, so that it has many."""
+    """Make a file with every dtype, encoding, layout and kind of record; chunks are small, so that it has many.
+
+    Only the last rows of ``keyed`` are few enough for a tail.
+    """
+    patch.setattr("featuredb.offline.ingest.SMALL_INGEST_ROWS_MAX", 2)
     patch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 256)
     patch.setattr("featuredb.storage.encode.CHUNK_BYTES_TARGET", 4096)
 
@@ -283,6 +288,27 @@ class TinyReader:
         assert end == len(raw)
         return event, created, commit, values
 
+    def tail(self, table: dict[str, Any], keys: list[Any]) -> list[list[Any]]:
+        """The rows of the tail, as `tables` has them."""
+        entries = self.under(b"o" + struct.pack(">I", table["id"]))
+        if not entries:
+            return []
+        del entries[b""]
+        count, nbytes, commit, marks = self.record(b"o" + struct.pack(">I", table["id"]))
+        assert (count, nbytes) == (len(entries), sum(map(len, entries.values())))
+        found = []
+        for key, raw in entries.items():
+            marks ^= zlib.crc32(b"o" + struct.pack(">I", table["id"]) + key + raw[:4])
+            code, event, created = struct.unpack(">IQQ", key)
+            times = event - (1 << 63), created - (1 << 63)
+            *stored, of_commit, values = self.online_row(table, raw)
+            assert (*times,) == (*stored,)
+            assert of_commit <= commit
+            row = [values.get(feature) for feature, *_ in table["features"]]
+            found.append([keys[code], times[0], none_if_absent(times[1]), row])
+        assert marks == 0
+        return found
+
     def tables(self) -> dict[str, Any]:
         """What `expected_of` gives."""
         out = {}
@@ -297,8 +323,9 @@ class TinyReader:
                 for row in set(range(segment.rows)) - set(segment.dead):
                     values = [column[row] for column in columns]
                     history.append([keys[codes[row]], event[row], none_if_absent(created[row]), values])
+            history += self.tail(table, keys)
             online = []
-            for key, raw in self.under(b"o" + struct.pack(">I", table["id"])).items():
+            for key, raw in self.under(b"p" + struct.pack(">I", table["id"])).items():
                 event_us, created_us, _, values_by_id = self.online_row(table, raw)
                 values = [values_by_id.get(feature) for feature, *_ in table["features"]]
                 online.append([self.key_values(key, table["key_dtypes"]), event_us, none_if_absent(created_us), values])
@@ -491,7 +518,7 @@ def test_the_golden_file_has_every_encoding(golden: Path) -> None:
     assert max(chunk for column in columns for chunk, *_ in column[-1]) >= 2
     table = reader.definitions(b"t")["pairs"]
     versions = {
-        struct.unpack_from("<H", raw, 4)[0] for raw in reader.under(b"o" + struct.pack(">I", table["id"])).values()
+        struct.unpack_from("<H", raw, 4)[0] for raw in reader.under(b"p" + struct.pack(">I", table["id"])).values()
     }
     assert versions == {0, 1}
     manifests = [reader.record(b"m" + key) for key in reader.under(b"m")]

@@ -16,6 +16,8 @@ from strategies import Batch, Case, TableCase, cases, container, small_batches
 
 import featuredb as fdb
 
+pytestmark = pytest.mark.usefixtures("both_histories")
+
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 
 
@@ -96,14 +98,16 @@ def define(db: fdb.Database, source: fdb.FileSource | None = None) -> None:
     )
 
 
-@given(case=cases(tables_max=1, created=True), batch_rows=st.integers(1, 5))
-def test_reports_commits_and_rows_do_not_depend_on_the_size_of_batches(case: Case, batch_rows: int) -> None:
+@given(case=cases(tables_max=1, created=True), batch_rows=st.integers(1, 5), memory_rows=st.sampled_from([None, 100]))
+def test_reports_commits_and_rows_do_not_depend_on_the_size_of_batches(
+    case: Case, batch_rows: int, memory_rows: int | None
+) -> None:
     (table,) = case.tables
     reports: list[Any] = [[], []]
     with pytest.MonkeyPatch.context() as patch, fdb.open(":memory:") as whole, fdb.open(":memory:") as cut:
         for place, db in enumerate((whole, cut)):
             if db is cut:
-                small_batches(patch, batch_rows)
+                small_batches(patch, batch_rows, memory_rows)
             db.apply(case.definitions)
             for batch in [*table.batches, *table.batches]:
                 report = db.ingest(table.name, table.data(batch, case.entities))

@@ -34,6 +34,8 @@ from strategies import (
 
 import featuredb as fdb
 
+pytestmark = pytest.mark.usefixtures("both_histories")
+
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
@@ -109,11 +111,11 @@ def test_batches_of_any_size_give_the_same_join_and_file(case: Case) -> None:
         assert db.verify().ok
 
 
-@given(case=cases(tables_max=2, most_rows=20), batch_rows=st.sampled_from([3, 1000]))
-def test_many_chunks_blocks_tiers_and_threads_change_nothing(case: Case, batch_rows: int) -> None:
+@given(case=cases(tables_max=2, most_rows=20), rows=st.sampled_from([(3, 3), (3, 1000), (1000, 1000)]))
+def test_many_chunks_blocks_tiers_and_threads_change_nothing(case: Case, rows: tuple[int, int]) -> None:
     with pytest.MonkeyPatch.context() as patch, fdb.open(":memory:") as db:
         tiny_limits(patch)
-        small_batches(patch, batch_rows)
+        small_batches(patch, *rows)
         tables = case.load(db)
         for known_us in (None, case.base + 1, YEAR_9999_US):
             known = [known_us] * len(case.left)

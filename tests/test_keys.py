@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from featuredb.columns import Column, Heap
 from featuredb.errors import CorruptionError, InputError
+from featuredb.offline import kernels
+from featuredb.offline.dictionary import _encoder
+from featuredb.offline.kernels.hashing import LANES
 from featuredb.schema import DTYPES, INTEGER_NAMES, DType
 from featuredb.storage.keys import decode_keys, encode_keys, value_encoder
+from featuredb.storage.segment import frozen
 
 
 def encode_key(values: Sequence[object], dtypes: Sequence[DType]) -> bytes:
@@ -71,6 +75,33 @@ def test_keys_round_trip_in_order_and_one_by_one(case: tuple[list[str], list[tup
         sortable(k) for _, k in sorted(zip(raw, keys, strict=True), key=lambda pair: pair[0])
     ]
     assert len(set(raw)) == len({sortable(key) for key in keys})
+
+
+@given(key_tuples(), st.integers(1, 3))
+def test_keys_of_many_rows_are_encoded_as_those_of_few(case: tuple[list[str], list[tuple]], step: int) -> None:
+    names, keys = case
+    columns = [column(name, [key[i] for key in keys]) for i, name in enumerate(names)]
+    encode = _encoder(columns)
+    parts = [encode(slice(low, min(low + step, len(keys)))).tolist() for low in range(0, len(keys), step)]
+    assert [key for part in parts for key in part] == encode_keys(columns).tolist()
+
+
+@given(st.lists(st.binary(max_size=20), unique=True, max_size=30), st.lists(st.binary(max_size=20), max_size=30))
+def test_bytes_are_found_in_a_hash_table_if_they_are_in_it(known: list[bytes], asked: list[bytes]) -> None:
+    held, keys = Heap.of(known), Heap.of([*asked, *known])
+    slots = np.full(64, -1, dtype=np.int32)
+    kernels.insert_bytes(frozen(held.offsets), frozen(held.data), 0, slots)
+    out = np.empty(len(keys), dtype=np.int32)
+    kernels.find_bytes(
+        frozen(keys.offsets),
+        frozen(keys.data),
+        frozen(held.offsets),
+        frozen(held.data),
+        slots,
+        np.empty(LANES, np.uint64),
+        out,
+    )
+    assert out.tolist() == [known.index(key) if key in known else -1 for key in [*asked, *known]]
 
 
 def test_composite_keys_that_look_alike_stay_apart() -> None:

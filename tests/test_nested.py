@@ -46,6 +46,8 @@ from featuredb.limits import ROW_BYTES_MAX, VALUE_BYTES_MAX, VECTOR_LENGTH_MAX
 from featuredb.schema import DTYPES
 from featuredb.verify.values import value_faults
 
+pytestmark = pytest.mark.usefixtures("both_histories")
+
 NAN = float("nan")
 
 

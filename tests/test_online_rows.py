@@ -519,3 +519,25 @@ def test_any_order_of_updates_leaves_what_a_dict_of_greatest_rows_holds(tmp_path
     assert rows.found.tolist() == [key in model for key in range(4)]
     assert columns["v"] == [model[key][2] if key in model else None for key in range(4)]
     env.close()
+
+
+@pytest.mark.parametrize("key", ["id", "name"])
+def test_bulk_updates_in_batches_of_any_size_leave_the_greatest_rows(env, monkeypatch, key):
+    monkeypatch.setattr("featuredb.online.index.BATCH_ROWS", 16)
+    rng = np.random.default_rng(9)
+    dtype, names = ("int64", lambda ids: ids) if key == "id" else ("string", lambda ids: [f"user {i}" for i in ids])
+    table = stored_table(entities=((key, dtype),), features=((1, "v", "int32"), (2, "s", "string")))
+    model: dict[int, tuple[int, int, str | None]] = {}
+    for commit in range(1, 7):
+        ids = rng.choice(700, 400, replace=False).tolist()
+        events, values = rng.integers(0, 3, 400).tolist(), rng.integers(0, 2, 400).tolist()
+        texts = [None if value else "x" * (i % 9) for i, value in zip(ids, values, strict=True)]
+        fresh = {i: (event, value, text) for i, event, value, text in zip(ids, events, values, texts, strict=True)}
+        winners = {i: row for i, row in fresh.items() if i not in model or (row[0] >= model[i][0] and row != model[i])}
+        written = put(env, table, {key: names(ids)}, events, {"v": values, "s": texts}, commit=commit)
+        assert written == len(winners)
+        model |= winners
+    rows, columns = fetch(env, table, {key: names(list(range(700)))})
+    assert rows.found.tolist() == [i in model for i in range(700)]
+    assert [columns["v"][i] for i in model] == [value for _, value, _ in model.values()]
+    assert [columns["s"][i] for i in model] == [text for _, _, text in model.values()]

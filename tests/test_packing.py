@@ -18,7 +18,7 @@ from strategies import tiny_limits
 from xxh64 import xxh64
 
 import featuredb as fdb
-from featuredb.columns import Column
+from featuredb.columns import Column, concat
 from featuredb.errors import CorruptionError
 from featuredb.schema import DTYPES
 from featuredb.storage import kernels
@@ -29,6 +29,8 @@ from featuredb.storage.records import pack, unpack
 from featuredb.storage.registry import read_registry
 from featuredb.storage.segment import DATA, SegmentCache, SegmentReader, checksum, frozen, words_of
 from featuredb.storage.segment_writer import Rows, write_segment
+
+pytestmark = pytest.mark.usefixtures("segments_only")
 
 SCALARS = [name for name, dtype in DTYPES.items() if not dtype.is_variable and not dtype.is_vector]
 WORD = (1 << 64) - 1
@@ -145,7 +147,7 @@ def test_a_column_of_any_scalar_dtype_is_read_as_it_was_written(column: Column, 
 
         def work(txn: WriteTxn) -> None:
             reader = written(txn, column)
-            found = reader.read_feature(1, column.dtype)
+            found = concat(reader.feature_parts(1, column.dtype))
             assert found.data.dtype == column.data.dtype
             assert (found.valid is None) == (column.valid is None)
             present = slice(None)
@@ -215,7 +217,7 @@ def test_a_value_that_is_no_decimal_is_kept_wherever_it_stands(late: float) -> N
 
         def work(txn: WriteTxn) -> tuple[list[int], str]:
             reader = written(txn, Column(DTYPES["float64"], values))
-            return bits(reader.read_feature(1, DTYPES["float64"]).data), reader.info.columns[1].encoding
+            return bits(concat(reader.feature_parts(1, DTYPES["float64"])).data), reader.info.columns[1].encoding
 
         found, encoding = db._env.write(work, durable=False)
     assert found == bits(values)
@@ -318,3 +320,12 @@ def test_a_chunk_that_is_too_short_is_refused_when_it_is_read() -> None:
         left = {"user": [0], "event_timestamp": [np.datetime64(99, "us")]}
         with pytest.raises(CorruptionError, match="a chunk has 7 values instead of 8"):
             db.get_historical_features(left, ["t:n"]).to_numpy()
+
+
+def test_a_signalling_nan_is_stored_as_it_is_without_a_warning(db: fdb.Database) -> None:
+    db.apply([fdb.Entity("k", "int64"), fdb.FeatureTable("t", ["k"], [fdb.Feature("x", "float32")])])
+    values = np.array([0x7F800001, 0x3FC00000], dtype="u4").view("f4")
+    times = ["2024-01-01", "2024-01-01"]
+    db.ingest("t", {"k": [1, 2], "event_timestamp": times, "x": values})
+    joined = db.get_historical_features({"k": [1, 2], "event_timestamp": times}, ["t:x"]).to_numpy()["x"]
+    assert joined.view("u4").tolist() == values.view("u4").tolist()

@@ -20,7 +20,7 @@ from featuredb.online.pagewalk import Lookup
 from featuredb.storage import filemap
 from featuredb.storage.env import Env, ReadTxn, open_env
 
-PREFIX = b"o\x00\x00\x00\x07"
+PREFIX = b"p\x00\x00\x00\x07"
 Entries = dict[bytes, bytes | None]
 
 
@@ -112,10 +112,10 @@ def test_keys_that_share_beginnings_or_begin_one_another(
     env = open_env(str(tmp_path_factory.mktemp("w") / "a.fdb"), create=True, readonly=False, durable=False)
     for entries in commits:
         write(env, entries)
-    write(env, {b"": b"below", b"\xff": b"above"}, b"o\x00\x00\x00\x08")
+    write(env, {b"": b"below", b"\xff": b"above"}, b"p\x00\x00\x00\x08")
     asked = near([key for entries in commits for key in entries]) + others
     assert_walk_is_get(env, asked)
-    assert_walk_is_get(env, [b"", b"\xff", b"x"], b"o\x00\x00\x00\x08")
+    assert_walk_is_get(env, [b"", b"\xff", b"x"], b"p\x00\x00\x00\x08")
     env.close()
 
 
@@ -193,8 +193,8 @@ def test_a_transaction_that_writes_walks_the_commit_before_until_it_has_written_
     write(env, dict.fromkeys(keys[::2], b"older"))
 
     def work(txn: Any) -> None:
-        txn.put(b"o\x00\x00\x00\x06other", b"x" * 5000)
-        txn.put_many([(b"o\x00\x00\x00\x08%d" % i, b"x" * 90) for i in range(500)])
+        txn.put(b"p\x00\x00\x00\x06other", b"x" * 5000)
+        txn.put_many([(b"p\x00\x00\x00\x08%d" % i, b"x" * 90) for i in range(500)])
         lookup, values = walked(txn, keys)
         assert values == got(txn, keys)
         assert kernels.UNSETTLED not in lookup.walked.at
@@ -239,7 +239,7 @@ while True:
     number = rng.randrange(1 << 30)
     def work(txn):
         for _ in range(rng.randrange(1, 60)):
-            key = b"o\\0\\0\\0\\7" + rng.randrange(400).to_bytes(2, "big") * rng.choice((1, 1, 60))
+            key = b"p\\0\\0\\0\\7" + rng.randrange(400).to_bytes(2, "big") * rng.choice((1, 1, 60))
             if rng.random() < 0.3:
                 txn.delete(key)
             else:
@@ -275,7 +275,7 @@ from featuredb.online import kernels, pagewalk
 from featuredb.storage.env import open_env
 from featuredb.storage.filemap import Tree
 
-PREFIX = b"o\\0\\0\\0\\7"
+PREFIX = b"p\\0\\0\\0\\7"
 env = open_env(sys.argv[1], create=True, readonly=False, durable=False)
 rng = np.random.default_rng(3)
 # Few keys: every page is so near to the end that an offset within it could lead behind.

@@ -13,6 +13,8 @@ import featuredb as fdb
 from featuredb.limits import ABSENT_US
 from featuredb.offline import kernels
 
+pytestmark = pytest.mark.usefixtures("both_histories")
+
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 

@@ -14,6 +14,8 @@ from strategies import small_batches
 import featuredb as fdb
 from featuredb.cli import main
 
+pytestmark = pytest.mark.usefixtures("both_histories")
+
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 
 

@@ -18,6 +18,8 @@ from strategies import to_us as us_of
 
 import featuredb as fdb
 
+pytestmark = pytest.mark.usefixtures("both_histories")
+
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 Expected = dict[str, list[Any]]

@@ -11,6 +11,8 @@ from test_nested import assert_same, assert_stored
 
 import featuredb as fdb
 
+pytestmark = pytest.mark.usefixtures("both_histories")
+
 LONG = ["", "x" * 100_000, "".join(map(chr, [0, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x10FFFF]))]
 
 

@@ -23,6 +23,8 @@ import featuredb as fdb
 from featuredb.limits import KEY_BYTES_MAX, NS_CHUNK, NS_ONLINE, NS_PINNED, NS_SEGMENT, NS_SNAPSHOT, NS_UNDO
 from featuredb.storage.manifest import DEAD
 
+pytestmark = pytest.mark.usefixtures("segments_only")
+
 BASE = 1_357_034_400_000_000
 ENTITIES = {"u": "int64", "s": "string"}
 KEYS: dict[str, list[Any]] = {"u": [1, 2, -3], "s": ["", "a"]}

@@ -23,7 +23,7 @@ NEEDED = {
     "full disk: small file system": set(),
     "too little address space": {"FileError, then succeeded"},
     "lying disk": {"detected", "harmless", "one commit back"},
-    "truncation": {"refused", "harmless"},
+    "truncation": {"refused"},
     "bit flips, random bytes": {"detected", "harmless"},
 }
 

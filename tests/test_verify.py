@@ -31,6 +31,8 @@ from featuredb.storage.segment import CODES, DATA, EVENT, read_info
 from featuredb.storage.segment_writer import Rows, write_dead, write_segment
 from featuredb.verify import Finding, VerifyReport
 
+pytestmark = pytest.mark.usefixtures("segments_only")
+
 T0 = np.datetime64("2013-01-01T00:00:00", "us")
 HOUR = np.timedelta64(3600, "s")
 FEATURES = {"temp": "float64", "note": "string", "wet": "bool", "seen": "timestamp"}
@@ -642,12 +644,12 @@ def test_tiny_chunks_and_blocks_are_verified_alike(monkeypatch: pytest.MonkeyPat
     assert found(verified(tmp_path / "x.fdb"), f"chunk {last} (data) is missing").column == "temp"
 
 
-def test_only_the_first_findings_are_listed_and_all_are_counted(
+def test_every_difference_is_listed_and_the_text_shows_the_first(
     loaded: fdb.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("report", "serving"):
         monkeypatch.setattr(f"featuredb.verify.{name}.VERIFY_FINDINGS_MAX", 2)
     loaded.ingest("weather", some("uvwxy", [20] * 5), to="offline")
     report = loaded.verify()
-    assert (len(report.differences), report.difference_count) == (2, 5)
+    assert (len(report.differences), report.difference_count) == (5, 5)
     assert str(report).endswith("... and 3 more differences")

@@ -80,8 +80,8 @@ def read_flights(data: Path) -> Any:
     flights = pd.read_csv(data / "flights.csv.zip")
     zones = pd.read_csv(data / "airports.csv").set_index("faa")["tzone"]
     hour = pd.to_datetime(flights["time_hour"], utc=True).astype("datetime64[us, UTC]")
-    flights["departure"] = hour + pd.to_timedelta(flights["minute"], unit="min")
-    flights["actual_departure"] = flights["departure"] + pd.to_timedelta(flights["dep_delay"], unit="min")
+    flights["departure"] = hour + _minutes(flights["minute"])
+    flights["actual_departure"] = flights["departure"] + _minutes(flights["dep_delay"])
     zone = flights["dest"].map(zones).fillna(PUERTO_RICO)
     flights["actual_arrival"] = arrival(flights["actual_departure"], flights["arr_time"], zone)
     return flights
@@ -99,13 +99,20 @@ def arrival(departure: Any, clock: Any, zone: Any) -> Any:
     for name, rows in departure.groupby(zone):
         wall = rows.dt.tz_convert(name).dt.tz_localize(None)
         shown = clock[rows.index]
-        arrived = wall.dt.normalize() + pd.to_timedelta(shown // 100 * 60 + shown % 100, unit="min")
+        arrived = wall.dt.normalize() + _minutes(shown // 100 * 60 + shown % 100)
         arrived = arrived.where(arrived > wall, arrived + pd.Timedelta(days=1))
         # In the hour that autumn repeats the first instant counts; the hour that spring skips was recorded
         # by a clock that had not been put forward.
         local = arrived.dt.tz_localize(name, ambiguous=[True] * len(rows), nonexistent=pd.Timedelta(hours=1))
         parts.append(local.dt.tz_convert("UTC"))
     return pd.concat(parts).reindex(departure.index).astype("datetime64[us, UTC]")
+
+
+def _minutes(counts: Any) -> Any:
+    """Whole minutes as time deltas, through nullable integers: pandas 2.2 reads memory it has not set for a NaN."""
+    import pandas as pd
+
+    return pd.to_timedelta(counts.astype("Int64"), unit="min")
 
 
 def _completed(flights: Any) -> Any:

@@ -10,7 +10,7 @@ import featuredb as fdb
 from featuredb.cli.output import count, file_argument, json_option, print_json, print_table, size
 
 if TYPE_CHECKING:
-    from featuredb.offline.ingest import IngestReport
+    from featuredb.offline.report import IngestReport
 
 _REJECTIONS_SHOWN_MAX = 10
 

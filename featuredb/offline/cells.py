@@ -169,8 +169,10 @@ def trust(wanted: Sequence[tuple[SegmentReader, Located, NDArray[np.bool_] | Non
     """
     fresh: list[tuple[SegmentReader, Located, int]] = []
     for reader, located, marks in wanted:
-        if not located.trusted.all():
-            doubted = ~located.trusted if marks is None else marks[: len(located.trusted)] & ~located.trusted
+        doubted = ~located.trusted
+        if marks is not None:
+            doubted &= marks[: len(doubted)]
+        if doubted.any():
             fresh += [(reader, located, int(chunk)) for chunk in np.flatnonzero(doubted)]
 
     def check(item: tuple[SegmentReader, Located, int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from featuredb.columns import Column, Heap
 from featuredb.limits import KEYS_PER_BLOCK
 from featuredb.offline import kernels
+from featuredb.offline.kernels.hashing import LANES
 from featuredb.schema import DType
 from featuredb.storage.encode import distinct, taken
 from featuredb.storage.env import ReadTxn
@@ -110,6 +112,10 @@ def _number_part(words: NDArray[np.uint64], numbers: NDArray[np.int32]) -> NDArr
     return firsts[:count]
 
 
+def _escaped_lengths(heap: Heap, out: NDArray[np.int64], start: int, stop: int) -> None:
+    kernels.escaped_lengths(heap.offsets[start : stop + 1], heap.data, out[start:stop])
+
+
 def _encoder(columns: Sequence[Column]) -> Callable[[slice], Heap]:
     """A function from some rows to their key bytes: `encode_keys` of the columns, for many rows."""
     heaps, lengths = [], []
@@ -118,7 +124,7 @@ def _encoder(columns: Sequence[Column]) -> Callable[[slice], Heap]:
         length = np.empty(0 if heap is None else len(heap), dtype=np.int64)
         if heap is not None:
             heap = Heap(frozen(heap.offsets), frozen(heap.data))
-            kernels.escaped_lengths(heap.offsets, heap.data, length)
+            over_rows(len(heap), partial(_escaped_lengths, heap, length))
         heaps.append(heap)
         lengths.append(length)
 
@@ -157,6 +163,12 @@ class KeyDictionary:
         self._slots = _table(0)
         # Keys that were looked up in the tree, which the dictionary would have answered sooner in the end.
         self._lookups = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        arrays = (self._keys.offsets, self._keys.data, self._words, self._slots)
+        return sum(array.nbytes for array in arrays)
 
     def _extend(self, txn: ReadTxn) -> None:
         generation = self._space.generation(txn)
@@ -244,9 +256,10 @@ class KeyDictionary:
         out = np.empty(rows, dtype=np.int32)
 
         def find(start: int, stop: int) -> None:
+            scratch = np.empty(LANES, dtype=np.uint64)
             for low in range(start, stop, _ROWS_AT_A_TIME):
                 part = slice(low, min(low + _ROWS_AT_A_TIME, stop))
-                kernels.find_words(words_of(part), words, slots, out[part])
+                kernels.find_words(words_of(part), words, slots, scratch, out[part])
 
         over_rows(rows, find, threads)
         return out
@@ -259,10 +272,12 @@ class KeyDictionary:
         out = np.empty(rows, dtype=np.int32)
 
         def find(start: int, stop: int) -> None:
+            scratch = np.empty(LANES, dtype=np.uint64)
             for low in range(start, stop, _ROWS_AT_A_TIME):
                 part = slice(low, min(low + _ROWS_AT_A_TIME, stop))
                 keys = keys_of(part)
-                kernels.find_bytes(frozen(keys.offsets), frozen(keys.data), held_offsets, held_data, slots, out[part])
+                offsets, data = frozen(keys.offsets), frozen(keys.data)
+                kernels.find_bytes(offsets, data, held_offsets, held_data, slots, scratch, out[part])
 
         over_rows(rows, find, threads)
         return out

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from featuredb.offline.cells import Located
     from featuredb.storage.segment import SegmentReader
+from featuredb.storage.tail import TAIL_ID
 
 STAGES = ("read", "encode keys", "sort", "search", "gather", "convert")
 
@@ -135,8 +136,8 @@ class Explanation:
         dict
             ``commit_id``, ``rows`` and ``batches`` of the entity dataframe, ``threads``, ``seconds`` by stage, and
             ``tables`` by name: ``table``, ``lookup`` and ``sort`` (the methods), ``rows_searched`` (with a known key),
-            ``rows_found``, ``seconds`` by stage, and ``segments`` by number: ``rows``, ``pruned`` (why it was not
-            searched, or None), ``chunks`` and ``bytes`` read.
+            ``rows_found``, ``seconds`` by stage, and ``segments`` by number (0: the tail): ``rows``, ``pruned`` (why it
+            was not searched, or None), ``chunks`` and ``bytes`` read.
         """
         return {
             "commit_id": self._commit_id,
@@ -161,7 +162,8 @@ class Explanation:
             lines.append(f"  {plan.rows_searched:,} rows searched, {plan.rows_found:,} found; {_times(plan.seconds)}")
             for number, one in plan.segments.items():
                 what = f"not searched: {one.pruned}" if one.pruned else f"{one.chunks:,} chunks, {_size(one.nbytes)}"
-                lines.append(f"  segment {number}: {one.rows:,} rows; {what}")
+                name = "tail" if number == TAIL_ID else f"segment {number}"
+                lines.append(f"  {name}: {one.rows:,} rows; {what}")
         return "\n".join(lines)
 
     __repr__ = __str__

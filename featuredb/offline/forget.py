@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ from featuredb.frames import open_table
 from featuredb.frames.arrays import to_pylist
 from featuredb.frames.outcome import short
 from featuredb.limits import KEY_BYTES_MAX, NS_ONLINE
-from featuredb.offline.merge import live_dtypes, read_rows
+from featuredb.offline.merge import read_rows
+from featuredb.offline.rows import live_dtypes
+from featuredb.offline.tail import flush_tail
 from featuredb.online.keys import key_columns
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn, WriteTxn
@@ -81,24 +84,30 @@ class GivenKeys:
         return encode_keys([self.columns[name] for name in names]).tolist() if self.columns else []
 
 
-def given_keys(registry: Registry, keys: object) -> GivenKeys:
-    """The keys that a caller names; an `InputError` lists everything that is wrong with them."""
+def given_keys(registry: Registry, keys: object, tables: str | Sequence[str] | None) -> GivenKeys:
+    """The keys that a caller names; an error lists everything that is wrong with them, and with the tables."""
     names = _names(keys)
     problems = [
         Problem(f"is no entity; there is: {', '.join(sorted(registry.entities)) or 'none yet'}", str(name))
         for name in names
         if name not in registry.entities
     ]
-    if problems:
-        raise input_error(_SUBJECT, problems)
-    columns = key_columns({name: DTYPES[registry.entity(name).dtype] for name in names}, keys) if names else {}
-    for name, column in columns.items():
-        nulls = np.zeros(0, np.int64) if column.valid is None else np.flatnonzero(~column.valid)
-        if len(nulls):
-            problems.append(Problem("is null; leave the row out", name, int(nulls[0]), None, len(nulls)))
-    if problems:
-        raise input_error(_SUBJECT, problems)
+    known = {name: DTYPES[registry.entity(name).dtype] for name in names if name in registry.entities}
+    columns: dict[str, Column] = {}
+    if known:
+        try:
+            columns = key_columns(known, keys, null_reason="is null; leave the row out")
+        except InputError as error:
+            problems += error.problems or [Problem(str(error))]
+    _, of_tables, missing = _tables_named(registry, known, tables)
+    if problems or of_tables:
+        _refuse([*problems, *of_tables], missing)
     return GivenKeys(columns)
+
+
+def _refuse(problems: Sequence[Problem], missing: bool) -> NoReturn:
+    refusal = input_error(_SUBJECT, list(problems))
+    raise NotFoundError(str(refusal)) if missing else refusal
 
 
 def _names(keys: object) -> list[str]:
@@ -117,14 +126,28 @@ def _names(keys: object) -> list[str]:
 
 def tables_meant(registry: Registry, entities: Iterable[str], names: str | Sequence[str] | None) -> list[StoredTable]:
     """The tables to forget keys of `entities` in: all that have these, or those of `names`, which must."""
+    meant, problems, missing = _tables_named(registry, entities, names)
+    if problems:
+        _refuse(problems, missing)
+    return meant
+
+
+def _tables_named(
+    registry: Registry, entities: Iterable[str], names: str | Sequence[str] | None
+) -> tuple[list[StoredTable], list[Problem], bool]:
+    """The tables, what is wrong with `names`, and whether one of them does not exist."""
     asked = set(entities)
     if names is None:
-        return [table for table in registry.tables.values() if asked <= set(table.definition.entities)]
+        return [table for table in registry.tables.values() if asked <= set(table.definition.entities)], [], False
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, Iterable):
-        raise InputError(f"tables must be names of feature tables, not {names!r}")
-    meant, problems, missing = [], [], False
-    for name in dict.fromkeys(names):
+        return [], [Problem(f"tables must be names of feature tables, not {names!r}")], False
+    meant: dict[str, StoredTable] = {}
+    problems, missing = [], False
+    for name in names:
+        if not isinstance(name, str):
+            problems.append(Problem(f"tables: {name!r} is not the name of a feature table; give a str"))
+            continue
         try:
             table = registry.table(name)
         except NotFoundError as error:
@@ -132,17 +155,14 @@ def tables_meant(registry: Registry, entities: Iterable[str], names: str | Seque
             missing = True
             continue
         lacking = sorted(asked - set(table.definition.entities))
-        if lacking:
+        if lacking and name not in meant:
             has = ", ".join(table.definition.entities)
             what = f"feature table {name!r} has no entity {', '.join(map(repr, lacking))}; it has {has}"
             problems.append(Problem(what))
-        meant.append(table)
-    if problems:
-        refusal = input_error(_SUBJECT, problems)
-        raise NotFoundError(str(refusal)) if missing else refusal
-    if not meant:
-        raise InputError("tables: none is named; leave it out for all that have the entities")
-    return meant
+        meant[name] = table
+    if not problems and not meant:
+        problems.append(Problem("tables: none is named; leave it out for all that have the entities"))
+    return list(meant.values()), problems, missing
 
 
 @dataclass(slots=True)
@@ -233,6 +253,9 @@ def forget(txn: WriteTxn, cache: SegmentCache, keys: GivenKeys, names: str | Seq
         asked = ", ".join(map(repr, keys.columns))
         raise InputError(f"{_SUBJECT}: no feature table has the entities {asked}; there are tables of {known}")
     _refuse_held(txn, cache, spaces, names is None)
+    for table in registry.tables.values():
+        if table.space_id in {space.space.id for space in spaces}:
+            flush_tail(txn, table)
     rows, online, rejected = {}, {}, 0
     for space in spaces:
         for table in space.tables:
@@ -289,7 +312,7 @@ def _forget_history(txn: WriteTxn, cache: SegmentCache, table: StoredTable, spac
             kept.append(ref)
             continue
         space.touched |= here
-        rows = read_rows(reader, live_dtypes(table))
+        rows = read_rows([reader], live_dtypes(table))
         others = rows.take(np.isin(rows.codes, space.codes, invert=True))
         removed += len(rows) - len(others)
         if len(others):

@@ -106,7 +106,7 @@ class Gatherer:
             part, key = self._parts[number], (number, column.shift)
             if key not in self._marks:
                 marks = self._marks[key] = np.zeros((part.reader.rows >> column.shift) + 1, dtype=np.bool_)
-                kernels.mark_chunks(frozen(part.positions), column.shift, marks)
+                kernels.mark_chunks(part.positions, column.shift, marks)
             wanted.append((part.reader, column, self._marks[key]))
             if self._plan is not None:
                 self._plan.note_column(part.reader, column, self._marks[key])
@@ -116,11 +116,11 @@ class Gatherer:
 def _parts(found: Found) -> list[_Part]:
     """The rows of each segment that has any; rows for which nothing was found are with the first."""
     if len(found.readers) <= 1:
-        return [_Part(reader, found.position, found.rows) for reader in found.readers]
+        return [_Part(reader, frozen(found.position), frozen(found.rows)) for reader in found.readers]
     segments = np.maximum(found.segment, 0)
     order = order_by_code(segments)
     bounds = np.concatenate([[0], np.cumsum(np.bincount(segments, minlength=len(found.readers)))])
-    positions, rows = found.position[order], found.rows[order]
+    positions, rows = frozen(found.position[order]), frozen(found.rows[order])
     return [
         _Part(reader, positions[start:stop], rows[start:stop])
         for reader, (start, stop) in zip(found.readers, pairwise(bounds.tolist()), strict=True)
@@ -166,7 +166,7 @@ class _Output:
 
     def work(self, part: _Part, column: Located) -> Callable[[int, int], None]:
         """What gathers a range of the rows of a part."""
-        positions, rows = frozen(part.positions), frozen(part.rows)
+        positions, rows = part.positions, part.rows
         width = self.dtype.numpy.itemsize
         if width not in (1, 2, 4, 8):
             matrix = self.data.view("u1").reshape(-1, width)

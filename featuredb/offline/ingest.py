@@ -1,9 +1,10 @@
 """Ingest: data in, one commit over history, online values and the log out - or nothing.
 
-Batches are read, converted and sorted one at a time. All but the last are written as staged segments in
-transactions of their own (see `storage.manifest`); the last transaction puts every segment into the
-manifest, updates the online rows and logs the commit. Memory: one batch, the distinct keys of the data,
-and the latest row of each key for the online index.
+Batches are read, converted and sorted one at a time. All but the last, and that too if it is long, are written as
+staged segments in transactions of their own (see `storage.manifest`); the last transaction puts every segment
+into the manifest, updates the online rows and logs the commit. The rows of a small call go to the tail instead, and
+before the first batch of a longer one what is there becomes a segment, so that it is compared with segments only.
+Memory: one batch, the distinct keys of the data, and the latest row of each key for the online index.
 """
 
 from __future__ import annotations
@@ -17,17 +18,24 @@ from numpy.typing import NDArray
 from featuredb.columns import Column, Heap
 from featuredb.errors import Problem, input_error
 from featuredb.frames import RowProblems, TableInput
-from featuredb.limits import INGEST_BATCH_ROWS, INGEST_MEMORY_ROWS, REJECTIONS_KEPT_MAX
+from featuredb.limits import (
+    INGEST_BATCH_ROWS,
+    INGEST_MEMORY_ROWS,
+    REJECTIONS_KEPT_MAX,
+    SMALL_INGEST_BYTES_MAX,
+    SMALL_INGEST_ROWS_MAX,
+)
 from featuredb.offline import kernels
 from featuredb.offline.chunks import chunks_to_search, event_chunk, system_chunk
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.gather import Gatherer
 from featuredb.offline.latest import Latest
-from featuredb.offline.merge import live_dtypes
 from featuredb.offline.partial import fill_from_history, fill_from_online
 from featuredb.offline.prepare import Prepared, prepare, source_columns, within
-from featuredb.offline.rows import last_of_each, same_rows, sort_rows
+from featuredb.offline.report import IngestReport, Rejection
+from featuredb.offline.rows import last_of_each, live_dtypes, same_rows, sort_rows
 from featuredb.offline.search import Found
+from featuredb.offline.tail import append_rows, find_in_tail, flush_tail, table_readers
 from featuredb.online.index import OnlineIndex
 from featuredb.progress import Report
 from featuredb.schema import DTYPES, Source
@@ -39,78 +47,9 @@ from featuredb.storage.manifest import SegmentRef, discard_staged, read_manifest
 from featuredb.storage.pending import note_pending
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.rejected import RejectedRow, add_rejected, are_newest
-from featuredb.storage.segment import CREATED, SegmentCache, SegmentReader
+from featuredb.storage.segment import CREATED, SegmentCache, SegmentReader, frozen
 from featuredb.storage.segment_writer import Rows, stage_rows, uniform, write_dead, write_segment
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """One row that was left out: its number in the data (from 0), the column, the value and the reason."""
-
-    row: int
-    column: str
-    value: str | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class IngestReport:
-    """What an ingest did.
-
-    Attributes
-    ----------
-    table, to : str
-        The feature table, and ``both``, ``offline`` or ``online``.
-    rows_read : int
-        Rows of the data, all of which are in one of the next five counts.
-    rows_ingested : int
-        Rows that are now in history (or, with ``to="online"``, were offered to the online values).
-    rows_unchanged : int
-        Rows that history already held with the same values.
-    rows_repeated : int
-        Rows replaced by a later row of the same data with the same key and timestamps.
-    rows_outside : int
-        Rows outside ``start`` and ``end``.
-    rows_rejected : int
-        Rows left out by ``on_error="skip"``.
-    rejections : tuple of Rejection
-        The first 1,000 of them, which ``rejected(table)`` gives back later.
-    rejected_by_reason : dict of str to int
-        All of them, counted.
-    duplicates_replaced : int
-        Rows replaced by one with the same key, event and created timestamp: earlier rows of the same
-        data (`rows_repeated`) and rows that history held with other values.
-    online_keys_updated : int
-        Keys whose online value changed.
-    commit_id : int
-        The commit; the one before if nothing changed.
-    seconds : float
-        Wall time.
-    bytes : int
-        Bytes of column chunks written.
-    features_filled : tuple of str
-        Features that the data lacked and ``partial=True`` filled from the row before.
-    committed : bool
-        Whether there was anything to commit: rows, online values, or rejected rows that were not there yet.
-    """
-
-    table: str
-    to: str
-    rows_read: int
-    rows_ingested: int
-    rows_unchanged: int
-    rows_repeated: int
-    rows_outside: int
-    rows_rejected: int
-    rejections: tuple[Rejection, ...]
-    rejected_by_reason: dict[str, int]
-    duplicates_replaced: int
-    online_keys_updated: int
-    commit_id: int
-    seconds: float
-    bytes: int
-    features_filled: tuple[str, ...] = ()
-    committed: bool = True
+from featuredb.storage.tail import read_tail
 
 
 @dataclass(slots=True)
@@ -239,6 +178,7 @@ class Ingest:
             kept = within(prepared, start_us, end_us)
             outside += len(prepared) - len(kept)
             if pending is not None:
+                self._flush_tail()
                 self._stage(pending, commit_id, outcomes)
             pending = kept
         if whole or (rejections.rows and not self._skip):
@@ -247,6 +187,7 @@ class Ingest:
         if pending is not None:
             if len(pending) > staged_rows:
                 # The commit is short then, and its rows are written while they are encoded.
+                self._flush_tail()
                 self._stage(pending, commit_id, outcomes)
                 pending = pending.nothing()
             updated, commit = self._finish(pending, commit_id, outcomes, rejections.kept)
@@ -272,6 +213,22 @@ class Ingest:
 
     # --- transactions -------------------------------------------------------------------------
 
+    def _flush_tail(self) -> None:
+        with self._env.read() as txn:
+            if not read_tail(txn, self._table.id).rows:
+                return
+        self._env.write(lambda txn: flush_tail(txn, self._table), durable=self._durable)
+        with self._env.read() as txn:
+            self._segments = read_manifest(txn, self._table.id).segments
+        self._committed = {ref.id for ref in self._segments}
+
+    def _is_small(self, batch: Prepared) -> bool:
+        """Whether the rows of the call are this batch, and go to the tail."""
+        staged = len(self._segments) > len(self._committed)
+        if staged or len(batch) > SMALL_INGEST_ROWS_MAX:
+            return False
+        return sum(map(_packed_bytes, batch.columns.values())) <= SMALL_INGEST_BYTES_MAX
+
     def _stage(self, batch: Prepared, commit_id: int, total: _Outcome) -> None:
         """Write a batch before the commit, as a staged segment."""
         outcome, fresh, segment_id = self._env.write(
@@ -293,10 +250,15 @@ class Ingest:
         """The commit: the last batch, manifest, online rows, rejected rows and log in one transaction."""
         table_id = self._table.id
         rejected = [RejectedRow(commit_id, r.row, r.column, r.value, r.reason) for r in rejections]
+        small = self._is_small(batch)
+        if not small:
+            self._flush_tail()
 
         def work(txn: WriteTxn) -> tuple[_Outcome, int, int]:
             outcome, fresh, segment_id = self._add(txn, batch, commit_id)
-            if len(fresh):
+            if len(fresh) and small:
+                outcome.nbytes = append_rows(txn, self._table, commit_id, fresh.gathered())
+            elif len(fresh):
                 self._added(txn, outcome, write_segment(txn, table_id, segment_id, fresh))
             updated = 0
             latest = outcome.latest.fold()
@@ -338,7 +300,8 @@ class Ingest:
             if ref.id in outcome.dead:
                 outcome.segments[place] = write_dead(txn, self._table.id, ref, outcome.dead[ref.id])
         manifest = read_manifest(txn, self._table.id)
-        write_manifest(txn, manifest.with_segments(tuple(outcome.segments)))
+        if manifest.segments != tuple(outcome.segments):
+            write_manifest(txn, manifest.with_segments(tuple(outcome.segments)))
         unstage(txn, drop=False)
 
     # --- one batch ----------------------------------------------------------------------------
@@ -353,15 +316,14 @@ class Ingest:
         if not len(batch):
             return outcome, rows, 0
         outcome.repeated = len(batch) - len(rows)
-        numbers = batch.number if rows.places is None else batch.number[rows.places]
+        places = rows.places
         if self._filled and self._to != "online":
-            before = [
-                self._cache.reader(txn, self._table.id, ref) for ref in self._segments if ref.id in self._committed
-            ]
+            before = table_readers(txn, self._cache, self._table)
             rows = fill_from_history(before, rows.gathered(), live_dtypes(self._table))
         if self._to != "offline" and self._table.definition.online:
             last = last_of_each(rows.codes)
-            outcome.latest = self._latest.add(rows.take(last), batch.keys.take(numbers[last]))
+            numbers = batch.number[last if places is None else places[last]]
+            outcome.latest = self._latest.add(rows.take(last), batch.keys.take(numbers))
         if self._to == "online":
             outcome.ingested = len(rows)
             return outcome, rows.take(slice(0)), 0
@@ -417,6 +379,12 @@ class Ingest:
                 outcome.dead[ref.id] = np.sort(np.concatenate([dead[alive], replaced]), kind="stable")
             if ref.id in outcome.dead and len(outcome.dead[ref.id]) == len(before):
                 del outcome.dead[ref.id]  # all of them live again
+        at, stored = find_in_tail(txn, self._table, rows)
+        if stored is not None:
+            unchanged = same_rows(rows.take(at).columns, stored.columns, len(at))
+            kept[at[unchanged]] = False
+            outcome.unchanged += int(np.count_nonzero(unchanged))
+            outcome.replaced += int(np.count_nonzero(~unchanged))
         return rows if kept.all() else rows.where(kept)
 
     def _stored_values(self, reader: SegmentReader, positions: NDArray[np.int32]) -> dict[int, Column]:
@@ -431,6 +399,13 @@ class _NothingToCommit(Exception):
     def __init__(self, outcome: _Outcome) -> None:
         super().__init__()
         self.outcome = outcome
+
+
+def _packed_bytes(column: Column) -> int:
+    """What the values of a column take in packed rows."""
+    if column.heap is None or not len(column.heap):
+        return column.data.nbytes
+    return column.data.nbytes + int(np.diff(column.heap.offsets)[column.data].sum())
 
 
 def at_positions(reader: SegmentReader, positions: NDArray[np.int32]) -> Found:
@@ -455,9 +430,9 @@ def find_stored(reader: SegmentReader, rows: Rows, dead: NDArray[np.int32]) -> N
     for chunk, first, begin, end in chunks_to_search(reader, index, rows.codes):
         part = slice(begin, end)
         kernels.find_rows(
-            rows.codes[part],
-            rows.event[part],
-            np.ascontiguousarray(rows.created[part]),
+            frozen(rows.codes[part]),
+            frozen(rows.event[part]),
+            frozen(np.ascontiguousarray(rows.created[part])),
             *index,
             first,
             event_chunk(reader, chunk),

@@ -17,10 +17,10 @@ from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.explain import Explanation, TablePlan
 from featuredb.offline.gather import Gatherer
 from featuredb.offline.search import NO_TIMES, Found, Query, make_query, search, with_max_age
+from featuredb.offline.tail import table_readers
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.log import commit_times
-from featuredb.storage.manifest import read_manifest
 from featuredb.storage.references import TableUse
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.segment import SegmentCache
@@ -107,7 +107,7 @@ class Joiner:
     seen : callable
         Given the columns of each batch that the join reads: keys, timestamps, known_at.
     explanation : Explanation
-        Is told what is done.
+        Is told what is done, in the order in which it is.
     threads : int or None
         At most so many; None: one for each core.
     """
@@ -132,10 +132,7 @@ class Joiner:
         self._known_at = known_at
         self._explanation = explanation
         self._threads = threads
-        self._readers = {
-            table.id: [cache.reader(txn, table.id, ref) for ref in read_manifest(txn, table.id).segments]
-            for table in selection.tables
-        }
+        self._readers = {table.id: table_readers(txn, cache, table) for table in selection.tables}
 
     def join(self, frame: Frame, first_row: int) -> dict[str, Column]:
         """The output columns for one batch of entity rows, in its order."""
@@ -151,22 +148,23 @@ class Joiner:
             if known is not None and known.valid is not None:
                 usable = known.valid if usable is None else usable & known.valid
         explanation.note_batch(frame.rows)
-        queries: dict[tuple[int, tuple[str, ...]], tuple[Query, str]] = {}
-        columns: dict[str, Column] = {}
+        # Keys are encoded and sorted once for all tables that have them.
+        spaces: dict[tuple[int, tuple[str, ...]], list[TableUse]] = {}
         for use in self._selection.uses:
-            plan = explanation.table(use.name, use.table.name)
-            space = (use.table.space_id, use.columns)
-            if space not in queries:
-                with explanation.stage("encode keys"):
-                    codes, lookup = self._codes(use, keys, usable)
-                with explanation.stage("sort"):
-                    query = make_query(codes, times.data, known_us, times_of_commits, threads=self._threads)
-                queries[space] = (query, lookup)
-            query, plan.lookup = queries[space]
-            query = with_max_age(query, use.table.definition.max_age_us)
-            found = self._search(use, query, plan)
-            with explanation.stage("gather", plan):
-                columns.update(gather(self._selection, use, found, plan, self._threads))
+            spaces.setdefault((use.table.space_id, use.columns), []).append(use)
+        columns: dict[str, Column] = {}
+        for uses in spaces.values():
+            with explanation.stage("encode keys"):
+                codes, lookup = self._codes(uses[0], keys, usable)
+            with explanation.stage("sort"):
+                query = make_query(codes, times.data, known_us, times_of_commits, threads=self._threads)
+            del codes
+            for use in uses:
+                plan = explanation.table(use.name, use.table.name)
+                plan.lookup, plan.sort = lookup, query.sort
+                found = self._search(use, with_max_age(query, use.table.definition.max_age_us), plan)
+                with explanation.stage("gather", plan):
+                    columns.update(gather(self._selection, use, found, plan, self._threads))
         return {name: columns[name] for name in self._selection.names}
 
     def _search(self, use: TableUse, query: Query, plan: TablePlan) -> Found:

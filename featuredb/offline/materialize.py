@@ -13,12 +13,12 @@ from featuredb.limits import ABSENT_US, TIMESTAMP_MAX_US
 from featuredb.offline.chunks import system_chunk
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.gather import Gatherer
-from featuredb.offline.merge import live_dtypes
+from featuredb.offline.rows import live_dtypes
 from featuredb.offline.search import Found, Query, search
+from featuredb.offline.tail import table_readers
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.log import append_commit, last_commit
-from featuredb.storage.manifest import read_manifest
 from featuredb.storage.pending import clear_pending, pending_since
 from featuredb.storage.registry import StoredTable, read_registry
 from featuredb.storage.segment import COMMIT, SegmentCache, SegmentReader
@@ -48,7 +48,7 @@ def latest(
 
     With `since_commit` only codes that have a row of that commit or later; their greatest may be an older one.
     """
-    readers = [cache.reader(txn, table.id, ref) for ref in read_manifest(txn, table.id).segments]
+    readers = table_readers(txn, cache, table)
     codes = np.zeros(0, dtype=np.int32)
     for reader in readers:
         found_codes = reader.entity_index()[0] if since_commit is None else _codes_since(reader, since_commit)
@@ -56,7 +56,7 @@ def latest(
     newest = TIMESTAMP_MAX_US if end_us is None else end_us
     floor_us = ABSENT_US + 1 if start_us is None else start_us
     times = np.full(len(codes), newest, dtype=np.int64)
-    query = Query(codes, np.arange(len(codes)), times, newest, newest, floor_us=floor_us)
+    query = Query(codes, np.arange(len(codes)), times, floor_us=floor_us)
     found = search(readers, query, with_times=True)
     matched = np.flatnonzero(found.position >= 0)
     return codes[matched], found.take(matched)

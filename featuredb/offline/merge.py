@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from featuredb.columns import Column
+from featuredb.columns import concat
 from featuredb.limits import DEAD_SHARE_MAX, MERGE_FANOUT, SEGMENT_ROWS_MAX
-from featuredb.offline.rows import concat_rows, sort_rows
-from featuredb.schema import DTYPES, DType
+from featuredb.offline.rows import joined, live_dtypes, sort_rows
+from featuredb.offline.tail import flush_tail
+from featuredb.schema import DType
 from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.manifest import SegmentRef, drop_segment, read_manifest, write_manifest
 from featuredb.storage.registry import StoredTable
@@ -27,33 +28,30 @@ from featuredb.storage.segment import (
     SegmentReader,
 )
 from featuredb.storage.segment_writer import Rows, write_segment
+from featuredb.storage.tail import is_long, read_tail
 
 # Segments below this are of one size class: rewriting them costs no more than the commit itself.
 _TIER_ROWS_MIN = 4096
 
 
-def live_dtypes(table: StoredTable) -> dict[int, DType]:
-    """Feature id to dtype, of the features that the table has now."""
-    return {table.feature_ids[f.name]: DTYPES[f.dtype] for f in table.definition.features}
-
-
-def read_rows(reader: SegmentReader, dtypes: Mapping[int, DType]) -> Rows:
-    """The live rows of a segment, in memory, with the features in `dtypes`."""
-    codes, starts = reader.entity_index()
-    columns: dict[int, Column] = {number: reader.read_feature(number, dtype) for number, dtype in dtypes.items()}
-    rows = Rows(
-        np.repeat(codes, np.diff(starts)),
-        reader.read_system(EVENT),
-        reader.read_system(CREATED),
-        reader.read_system(COMMIT),
-        columns,
+def read_rows(readers: Sequence[SegmentReader], dtypes: Mapping[int, DType]) -> Rows:
+    """The live rows of some segments, one segment after the other, with the features in `dtypes`; not sorted."""
+    codes = [np.repeat(codes, np.diff(starts)) for codes, starts in (reader.entity_index() for reader in readers)]
+    event, created, commit = (
+        joined([reader.read_system(number) for reader in readers]) for number in (EVENT, CREATED, COMMIT)
     )
-    dead = reader.dead()
-    if not len(dead):
-        return rows
+    # Copied once, from the chunks of all.
+    columns = {
+        number: concat([part for reader in readers for part in reader.feature_parts(number, dtype)])
+        for number, dtype in dtypes.items()
+    }
+    rows = Rows(np.concatenate(codes), event, created, commit, columns)
     alive = np.ones(len(rows), dtype=np.bool_)
-    alive[dead] = False
-    return rows.take(alive)
+    first = 0
+    for reader in readers:
+        alive[first + reader.dead()] = False
+        first += reader.rows
+    return rows if alive.all() else rows.where(alive)
 
 
 def _tier(rows: int) -> int:
@@ -83,8 +81,15 @@ def pick(segments: Sequence[SegmentRef], rows_max: int) -> list[SegmentRef]:
 
 
 def merge(env: Env, cache: SegmentCache, table: StoredTable, *, durable: bool) -> int:
-    """Merge what is due. Needs the writer lock; each round is a transaction. Returns segments written."""
+    """Merge what is due, and the tail if it is long. Needs the writer lock; each round is a transaction.
+
+    Returns the number of segments that were merged from others.
+    """
     rounds, rows_max = 0, table.rows_within(SEGMENT_ROWS_MAX)
+    with env.read() as txn:
+        long = is_long(read_tail(txn, table.id))
+    if long:
+        env.write(lambda txn: flush_tail(txn, table), durable=durable)
     while True:
         with env.read() as txn:
             chosen = pick(read_manifest(txn, table.id).segments, rows_max)
@@ -95,7 +100,11 @@ def merge(env: Env, cache: SegmentCache, table: StoredTable, *, durable: bool) -
 
 
 def merge_all(env: Env, cache: SegmentCache, table: StoredTable, *, durable: bool) -> None:
-    """Merge all segments of a table, as far as one may grow, and leave replaced rows behind."""
+    """Merge all segments of a table and its tail, as far as one may grow, and leave replaced rows behind."""
+    with env.read() as txn:
+        rows_in_tail = read_tail(txn, table.id).rows
+    if rows_in_tail:
+        env.write(lambda txn: flush_tail(txn, table), durable=durable)
     with env.read() as txn:
         segments = sorted(read_manifest(txn, table.id).segments, key=lambda ref: ref.rows)
     groups: list[list[SegmentRef]] = [[]]
@@ -119,14 +128,12 @@ def _outdated(env: Env, cache: SegmentCache, table: StoredTable, ref: SegmentRef
 def _merge_round(txn: WriteTxn, cache: SegmentCache, table: StoredTable, chosen: Sequence[SegmentRef]) -> None:
     manifest = read_manifest(txn, table.id)
     dtypes = live_dtypes(table)
-    parts = [read_rows(cache.reader(txn, table.id, ref), dtypes) for ref in chosen]
+    rows = read_rows([cache.reader(txn, table.id, ref) for ref in chosen], dtypes)
     gone = {ref.id for ref in chosen}
     kept = [ref for ref in manifest.segments if ref.id not in gone]
-    parts = [part for part in parts if len(part)]
-    if parts:
-        rows = sort_rows(concat_rows(parts))
+    if len(rows):
         # The merged segment takes the place of the oldest: order in the manifest is age.
-        ref = write_segment(txn, table.id, manifest.next_segment_id, rows)
+        ref = write_segment(txn, table.id, manifest.next_segment_id, sort_rows(rows))
         place = next(i for i, old in enumerate(manifest.segments) if old.id in gone)
         kept.insert(min(place, len(kept)), ref)
     for ref in chosen:

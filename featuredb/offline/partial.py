@@ -20,7 +20,7 @@ from featuredb.offline.search import Found, Query, pruned
 from featuredb.online.index import OnlineIndex
 from featuredb.schema import DType
 from featuredb.storage.env import ReadTxn
-from featuredb.storage.segment import CREATED, SegmentReader
+from featuredb.storage.segment import CREATED, SegmentReader, frozen
 from featuredb.storage.segment_writer import Rows
 
 
@@ -30,9 +30,9 @@ def search_before(readers: Sequence[SegmentReader], rows: Rows) -> Found:
     found = Found.nothing(readers, places)
     if not len(rows):
         return found
-    query = Query(rows.codes, places, rows.event, int(rows.event.min()), int(rows.event.max()))
+    query = Query(rows.codes, places, rows.event)
     for number, reader in enumerate(readers):
-        if not pruned(reader, query):
+        if not pruned(reader, query, query.span_us):
             _search_segment(number, reader, rows, found)
     return found
 
@@ -44,9 +44,9 @@ def _search_segment(number: int, reader: SegmentReader, rows: Rows, found: Found
         event = event_chunk(reader, chunk)
         part = slice(begin, end)
         kernels.find_before(
-            rows.codes[part],
-            rows.event[part],
-            np.ascontiguousarray(rows.created[part]),
+            frozen(rows.codes[part]),
+            frozen(rows.event[part]),
+            frozen(np.ascontiguousarray(rows.created[part])),
             *index,
             first,
             event,

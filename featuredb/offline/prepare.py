@@ -171,7 +171,8 @@ def _converted(frame: Frame, wanted: Sequence[tuple[str, str]]) -> dict[tuple[st
     def convert(one: tuple[str, str]) -> None:
         converted[one] = as_column(found[one], DTYPES[one[1]], one[0], text=frame.text)
 
-    over_items(wanted, convert, len(ranges(frame.rows)))
+    # Strings take longest, and so come first.
+    over_items(sorted(wanted, key=lambda one: not DTYPES[one[1]].is_variable), convert, len(ranges(frame.rows)))
     return {one: converted[one] for one in wanted}
 
 

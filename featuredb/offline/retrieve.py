@@ -27,12 +27,12 @@ from featuredb.offline.joiner import Selection, gather, select, timestamps
 from featuredb.offline.lineage import known_at_text
 from featuredb.offline.rows import total_order
 from featuredb.offline.search import NO_TIMES, Found, Query, make_query, search, with_max_age
+from featuredb.offline.tail import table_readers
 from featuredb.offline.training import Snapshot, TrainingSet, shown_names
 from featuredb.schema import DTYPES, Alias, FeatureService, check_aliases
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.keys import decode_keys
 from featuredb.storage.log import commit_times, last_commit
-from featuredb.storage.manifest import read_manifest
 from featuredb.storage.references import TableUse
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import COMMIT, CREATED, EVENT, SegmentCache, SegmentReader
@@ -109,10 +109,7 @@ class StoredRows:
         self._threads = threads
         self._first = selection.uses[0]
         self._dictionary = dictionary_of(self._first.table)
-        self._readers = {
-            table.id: [cache.reader(txn, table.id, ref) for ref in read_manifest(txn, table.id).segments]
-            for table in selection.tables
-        }
+        self._readers = {table.id: table_readers(txn, cache, table) for table in selection.tables}
         # With several tables a row of the result has no one created timestamp. An entity of that name goes first.
         self._with_created = (
             len(selection.uses) == 1

@@ -9,10 +9,18 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, concat
 from featuredb.offline import kernels
+from featuredb.schema import DTYPES, DType
+from featuredb.storage.registry import StoredTable
+from featuredb.storage.segment import frozen
 from featuredb.storage.segment_writer import Rows, is_uniform, uniform
 from featuredb.threads import over_rows
 
-_NO_TIMES = np.zeros(0, dtype=np.int64)
+_NO_TIMES = frozen(np.zeros(0, dtype=np.int64))
+
+
+def live_dtypes(table: StoredTable) -> dict[int, DType]:
+    """Feature id to dtype, of the features that the table has now."""
+    return {table.feature_ids[f.name]: DTYPES[f.dtype] for f in table.definition.features}
 
 
 def order_by_code(codes: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -44,13 +52,14 @@ def total_order(
 
 def sort_rows(rows: Rows, *, keep_replaced: bool = False) -> Rows:
     """The rows in total order, without those that a later one replaces; values are not moved, see `Rows.places`."""
-    codes, event = np.ascontiguousarray(rows.codes), np.ascontiguousarray(rows.event)
-    created = _NO_TIMES if is_uniform(rows.created) else np.ascontiguousarray(rows.created)
+    codes, event = frozen(np.ascontiguousarray(rows.codes)), frozen(np.ascontiguousarray(rows.event))
+    created = _NO_TIMES if is_uniform(rows.created) else frozen(np.ascontiguousarray(rows.created))
     if kernels.ascending(codes, event, created):
         return rows
     bounds, codes, places, event_out, created_out = _by_code(codes, event, created)
     equal = _sort_by_time(bounds, places, event_out, created_out)
     commit = rows.commit if is_uniform(rows.commit) else rows.commit[places]
+    places = places if rows.places is None else rows.places[places]
     created_out = created_out if len(created) else rows.created
     ordered = Rows(codes, event_out, created_out, commit, rows.columns, places)
     return ordered if keep_replaced or not equal else ordered.where(~_replaced(ordered))
@@ -65,7 +74,7 @@ def _by_code(
         # Few rows of many entities: counting would walk the entities.
         places = np.argsort(codes, kind="stable").astype(np.int32)
         codes = codes[places]
-        return run_bounds(codes), codes, places, event[places], created[places] if len(created) else created
+        return run_bounds(codes), codes, places, event[places], created[places] if len(created) else created.copy()
     starts = np.zeros(codes_max + 1, dtype=np.int64)
     kernels.count_codes(codes, starts[1:])
     np.cumsum(starts, out=starts)
@@ -107,20 +116,18 @@ def _replaced(rows: Rows) -> NDArray[np.bool_]:
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
-    """The parts one after the other; all have the same features."""
-    if len(parts) == 1:
-        return parts[0]
+    """The parts one after the other; all have the same features, and their values in order."""
     return Rows(
         np.concatenate([part.codes for part in parts]),
         np.concatenate([part.event for part in parts]),
-        _joined([part.created for part in parts]),
-        _joined([part.commit for part in parts]),
+        joined([part.created for part in parts]),
+        joined([part.commit for part in parts]),
         {feature: concat([part.columns[feature] for part in parts]) for feature in parts[0].columns},
     )
 
 
-def _joined(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """The parts one after the other; uniform if all of them are, with one value."""
+def joined(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Timestamps or commits, one part after the other; uniform if all of them are, with one value."""
     values = {int(part[0]) for part in parts if is_uniform(part)}
     if len(values) == 1 and all(map(is_uniform, parts)):
         return uniform(values.pop(), sum(map(len, parts)))

@@ -24,30 +24,35 @@ NO_TIMES = np.zeros(0, dtype=np.int64)
 NO_MAX_AGE_US = 1 << 60
 # Rows searched at a time, so that what was found so far stays in the cache from segment to segment.
 _SEARCH_ROWS = 1 << 14
-# Distinct codes at which counting them is no faster than a comparison sort, for each row.
-_CODES_PER_ROW_MAX = 8
+# Fewer rows are sorted by comparing them, and rows of more codes for each row: counting would walk the codes.
+_COUNTED_ROWS_MIN = 4096
+_COUNTED_CODES_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
     """What to search for, sorted by code.
 
-    Query ``i`` asks for the greatest row of ``codes[i]``, and is for row ``rows[i]`` of the result: its event at most
-    ``times[rows[i]]``, no more than `max_age_us` before that, and not before `floor_us`. If `known_us` is not empty
-    (one time for each row of the result, or one for all), it was known by then: by its created timestamp or, without
-    one, by ``commit_times[commit]``. Rows of the result that no query is for follow in `rows`, behind the queries. All
-    times lie between `earliest_us` and `latest_us`.
+    Query ``i`` asks for the greatest row of ``codes[i]`` with an event at most ``times[i]``, no more than `max_age_us`
+    before that, and not before `floor_us`; it is for row ``rows[i]`` of the result. If `known_us` is not empty (one
+    time for each query, or one for all), the row must have been known by then: by its created timestamp or, without
+    one, by ``commit_times[commit]``. Rows of the result that no query is for follow in `rows`, behind the queries.
+    ``sort`` is how they were sorted, for `explain`.
     """
 
     codes: NDArray[np.int32]
     rows: NDArray[np.int64]
     times: NDArray[np.int64]
-    earliest_us: int
-    latest_us: int
     max_age_us: int = NO_MAX_AGE_US
     floor_us: int = ABSENT_US + 1
     known_us: NDArray[np.int64] = field(default_factory=lambda: NO_TIMES)
     commit_times: NDArray[np.int64] = field(default_factory=lambda: NO_TIMES)
+    sort: str = ""
+
+    @property
+    def span_us(self) -> tuple[int, int]:
+        """The earliest event that any query takes, and the latest."""
+        return max(int(self.times.min()) - self.max_age_us, self.floor_us), int(self.times.max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,23 +97,37 @@ def make_query(
     commit_times: NDArray[np.int64] = NO_TIMES,
     threads: int | None = None,
 ) -> Query:
-    """A query of the rows with a known code (not -1), without a limit of age."""
-    order, ordered = _sorted_by_code(codes, threads)
-    span = (int(times.min()), int(times.max())) if len(times) else (0, 0)
-    return Query(ordered, order, times, *span, known_us=known_us, commit_times=commit_times)
+    """A query of the rows with a known code (not -1), without a limit of age; `times` and `known_us` are by row."""
+    few = len(codes) < _COUNTED_ROWS_MIN or int(codes.max()) > _COUNTED_CODES_MAX * len(codes)
+    rows, ordered = _compared(codes) if few else _counted(codes, threads)
+
+    def in_order(values: NDArray[np.int64]) -> NDArray[np.int64]:
+        out = np.empty(len(ordered), dtype=np.int64)
+
+        def work(start: int, stop: int) -> None:
+            # The mode "raise" would go through a buffer.
+            values.take(rows[start:stop], out=out[start:stop], mode="clip")
+
+        over_rows(len(out), work, threads)
+        return out
+
+    known_us = in_order(known_us) if len(known_us) > 1 else known_us
+    how = "rows by comparison sort" if few else "rows by counting sort"
+    return Query(ordered, rows, in_order(times), known_us=known_us, commit_times=commit_times, sort=how)
 
 
-def _sorted_by_code(codes: NDArray[np.int32], threads: int | None) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Stable order of `codes`, those of -1 last; and the others in that order."""
-    codes_max = int(codes.max()) + 1 if len(codes) else 0
-    if codes_max > _CODES_PER_ROW_MAX * len(codes) + 1024 or len(codes) < 4096:
-        # Few rows of many entities: counting would walk the entities.
-        order = np.argsort(codes.view(np.uint32), kind="stable")
-        ordered = codes[order]
-        return order, ordered[: int(np.searchsorted(ordered.view(np.uint32), np.uint32(codes_max)))]
+def _compared(codes: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Stable order of `codes`, those of -1 last, and the others in that order: for few rows, or few of many codes."""
+    unsigned = codes.view(np.uint32)
+    order = np.argsort(unsigned, kind="stable")
+    return order, codes[order][: len(codes) - int(np.count_nonzero(codes < 0))]
+
+
+def _counted(codes: NDArray[np.int32], threads: int | None) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """As `_compared`: each thread counts the codes of its rows, and then puts them in their places."""
     bounds = ranges(len(codes), threads)
     order, ordered = np.empty(len(codes), dtype=np.int64), np.empty(len(codes), dtype=np.int32)
-    starts = np.zeros((len(bounds), codes_max + 1), dtype=np.uint32)
+    starts = np.zeros((len(bounds), int(codes.max()) + 2), dtype=np.int64)
     parts = range(len(bounds))
     over_items(parts, lambda part: kernels.count_codes(codes[slice(*bounds[part])], starts[part]), threads)
     unknown = int(starts[:, -1].sum())
@@ -126,16 +145,15 @@ def with_max_age(query: Query, max_age_us: int | None) -> Query:
     return query if max_age_us is None else replace(query, max_age_us=min(max_age_us, NO_MAX_AGE_US))
 
 
-def pruned(reader: SegmentReader, query: Query) -> str:
+def pruned(reader: SegmentReader, query: Query, span_us: tuple[int, int]) -> str:
     """Why the zone map of the segment rules out that it holds an answer; empty if it does not."""
     info = reader.info
-    if not len(query.codes):
-        return "no row has a known key and a timestamp"
     if info.code_max < query.codes[0] or info.code_min > query.codes[-1]:
         return "other keys"
-    if info.event_min > query.latest_us:
+    earliest, latest = span_us
+    if info.event_min > latest:
         return "later"
-    if info.event_max < max(query.earliest_us - query.max_age_us, query.floor_us):
+    if info.event_max < earliest:
         return "too old"
     return ""
 
@@ -151,15 +169,16 @@ def search(
     """The greatest row for each query, over all segments."""
     found = Found.nothing(readers, query.rows, with_times)
     chosen = []
+    span_us = query.span_us if len(query.codes) else (0, 0)
     for number, reader in enumerate(readers):
-        reason = pruned(reader, query)
+        reason = pruned(reader, query, span_us) if len(query.codes) else "no row has a known key and a timestamp"
         if plan is not None:
             plan.note_segment(reader, reason)
         if not reason:
             chosen.append((number, _opened(reader, query, threads), np.zeros(_chunks(reader), dtype=np.bool_)))
     # The newest first: what it has need not be looked for in older ones.
     chosen.sort(key=lambda segment: -int(segment[1].zone[3]))
-    codes, commit_times = frozen(query.codes), frozen(query.commit_times)
+    codes, times, commit_times = frozen(query.codes), frozen(query.times), frozen(query.commit_times)
 
     def work(start: int, stop: int) -> None:
         scratch = np.empty((2, LANES), dtype=np.int64)
@@ -168,15 +187,13 @@ def search(
             event, created = found.event[part], found.created[part]
             if not with_times:
                 event, created = np.full((2, part.stop - low), ABSENT_US, dtype=np.int64)
-            asked = query.times.take(query.rows[part])
-            known_us = query.known_us.take(query.rows[part]) if len(query.known_us) > 1 else query.known_us
-            slices = np.empty((len(asked), 2), dtype=np.int32)
+            known_us = query.known_us[part] if len(query.known_us) > 1 else query.known_us
+            slices = np.empty((part.stop - low, 2), dtype=np.int32)
             for number, segment, marks in chosen:
-                kernels.find_slices(codes[part], segment.cells, segment.addresses, segment.zone, slices)
-                kernels.mark_slices(slices, segment.event.shift, marks)
+                kernels.find_slices(codes[part], segment.cells, segment.addresses, segment.zone, slices, marks)
                 kernels.asof(
                     slices,
-                    asked,
+                    times[part],
                     query.max_age_us,
                     query.floor_us,
                     frozen(known_us),
@@ -214,7 +231,6 @@ def _opened(reader: SegmentReader, query: Query, threads: int | None) -> Searcha
     if not segment.event.trusted.all():
         marks = np.zeros(len(segment.event.trusted), dtype=np.bool_)
         slices = np.empty((len(query.codes), 2), dtype=np.int32)
-        kernels.find_slices(frozen(query.codes), segment.cells, segment.addresses, segment.zone, slices)
-        kernels.mark_slices(slices, segment.event.shift, marks)
+        kernels.find_slices(frozen(query.codes), segment.cells, segment.addresses, segment.zone, slices, marks)
         trust([(reader, segment.event, marks)], threads)
     return segment

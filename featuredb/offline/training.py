@@ -371,8 +371,10 @@ class TrainingSet:
             first = 0
             for frame in given.batches(None, JOIN_BATCH_ROWS):
                 columns = joiner.join(frame, first)
-                part = EntityFrame(frame.native) if whole is None else whole.slice(first, first + frame.rows)
-                yield part.in_zone(part.to_arrow(columns), self._event_column, self._event_outputs)
+                with self._explanation.stage("convert"):
+                    part = EntityFrame(frame.native) if whole is None else whole.slice(first, first + frame.rows)
+                    table = part.in_zone(part.to_arrow(columns), self._event_column, self._event_outputs)
+                yield table
                 first += frame.rows
         self._lineage["entity_df"] = entities.hexdigest()
 

@@ -167,7 +167,7 @@ class OnlineIndex:
         for start in range(0, len(order), step):
             stop = min(start + step, len(order))
             rows = order[start:stop]
-            packed = self._pack(event[rows], created[rows], commit[rows], {n: c.take(rows) for n, c in columns.items()})
+            packed = self.pack(event[rows], created[rows], commit[rows], {n: c.take(rows) for n, c in columns.items()})
             full, values = self._full_keys(keys.take(np.arange(start, stop))), packed.tolist()
             if lookup is not None:
                 wins = self._wins(lookup, keys, start, stop, packed)
@@ -186,7 +186,7 @@ class OnlineIndex:
     def _full_keys(self, keys: Heap) -> list[bytes]:
         return whole_keys(self.prefix, keys).tolist()
 
-    def _pack(
+    def pack(
         self, event: NDArray[np.int64], created: NDArray[np.int64], commit: NDArray[Any], columns: Columns
     ) -> Heap:
         """Rows in the current layout; a feature of it that has been removed since is null."""
@@ -216,7 +216,7 @@ class OnlineIndex:
             # Packed anew in the current layout, their content can be compared.
             stored = list(map(lookup.value, (start + others).tolist()))
             rows = self.of_rows(stored, keys.take(start + others), list(self._dtypes))
-            anew = self._pack(rows.event, rows.created, rows.commit, rows.columns).tolist()
+            anew = self.pack(rows.event, rows.created, rows.commit, rows.columns).tolist()
             fresh = packed.take(others).tolist()
             wins[others] = list(map(operator.ne, map(_values_bytes, anew), map(_values_bytes, fresh)))
         return wins

@@ -29,8 +29,8 @@ def key_values(entities: Mapping[str, DType], key: object) -> Sequence[object]:
     return values
 
 
-def key_columns(entities: Mapping[str, DType], keys: object) -> dict[str, Column]:
-    """One column per entity, checked, nulls kept.
+def key_columns(entities: Mapping[str, DType], keys: object, *, null_reason: str | None = None) -> dict[str, Column]:
+    """One column per entity, checked; nulls are kept, or if there is a `null_reason`, refused for it.
 
     Parameters
     ----------
@@ -67,6 +67,13 @@ def key_columns(entities: Mapping[str, DType], keys: object) -> dict[str, Column
                 Problem(bad.reason, bad.column, base + int(bad.rows[0]), next(iter(bad.values), None), len(bad.rows))
                 for bad in converted.rejected
             ]
+            if null_reason is not None and converted.problem is None and converted.column.valid is not None:
+                null = ~converted.column.valid
+                for bad in converted.rejected:
+                    null[bad.rows] = False
+                if null.any():
+                    row, count = base + int(np.argmax(null)), int(np.count_nonzero(null))
+                    problems.append(Problem(null_reason, name, row, None, count))
         base += len(columns[next(iter(entities))][-1])
     if problems:
         raise input_error(_SUBJECT, problems)

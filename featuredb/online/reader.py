@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Column, zeroed
-from featuredb.errors import InputError
 from featuredb.frames.convert import as_us
 from featuredb.online.index import OnlineRows
 from featuredb.online.keys import key_columns
 from featuredb.online.query import OnlineQuery
 from featuredb.online.response import OnlineArrays, OnlineResponse, ResponseColumns, Status
 from featuredb.storage.env import Env, ReadTxn
+from featuredb.threads import check_threads
 
 _NAMES_SHOWN_MAX = 10
 
@@ -24,12 +24,6 @@ _NAMES_SHOWN_MAX = 10
 def now_in_us(now: object = None) -> int:
     """`now` (a timestamp; None: the current time) in microseconds UTC."""
     return time.time_ns() // 1000 if now is None else as_us(now, "now")
-
-
-def check_threads(threads: object) -> None:
-    """Raise `InputError` unless `threads` may be the number of threads of a read."""
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise InputError(f"threads must be None or an integer from 1 on, not {threads!r}")
 
 
 def read_rows(

@@ -29,6 +29,8 @@ HEADER = np.dtype(
     [("crc", "<u4"), ("version", "<u2"), ("event", "<i8"), ("created", "<i8"), ("commit", "<u8")], align=False
 )
 HEADER_BYTES = HEADER.itemsize
+# The same for `struct`.
+HEADER_CODES = "<IHqqQ"
 VERSION_MAX = 0xFFFF
 _POLYNOMIAL = 0xEDB88320
 _checked = itemgetter(slice(4, None))

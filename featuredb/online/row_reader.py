@@ -39,7 +39,7 @@ class RowReader:
         # Lengths of all variable-width values are read, the fixed-width ones not asked for are skipped.
         places = [place for place, (_, dtype) in enumerate(layout.features) if place in wanted or dtype.is_variable]
         codes = [
-            _code(dtype) if place in wanted or dtype.is_variable else f"{dtype.numpy.itemsize}x"
+            code_of(dtype) if place in wanted or dtype.is_variable else f"{dtype.numpy.itemsize}x"
             for place, (_, dtype) in enumerate(layout.features)
         ]
         packed = struct.Struct(f"{_HEADER_CODES}{layout.null_bytes}s{''.join(codes)}")
@@ -107,7 +107,7 @@ class RowReader:
                 values[position] = None
 
 
-def _code(dtype: DType) -> str:
+def code_of(dtype: DType) -> str:
     """How `struct` reads a value's fixed part."""
     if dtype.is_variable:
         return "I"

@@ -74,8 +74,9 @@ class Plan:
 
 def plan(column_id: int, column: Column, places: NDArray[np.int32] | None = None) -> Plan:
     """How to store `column`, or its rows at `places`, in that order."""
-    if places is not None and 2 * len(places) < len(column):
-        column, places = column.take(places), None
+    if places is not None and len(places) < len(column):
+        # Frame and heap must tell nothing of rows that are not stored.
+        column, places = _rows_of(column, places, 0, len(places)), None
     if column.null_count == len(column):
         return Plan(column_id, column, places, "null", CHUNK_ROWS_MAX)
     if column.heap is not None:

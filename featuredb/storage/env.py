@@ -47,6 +47,7 @@ T = TypeVar("T")
 # moment: what the open reads wait for may itself be waiting to read.
 _GATE_SECONDS = 0.25
 _PAUSE_SECONDS = 0.001
+_IDS_OF_A_FILE = 1 << 48
 
 
 class Core:
@@ -58,6 +59,8 @@ class Core:
         self.durable = durable
         self.lock = WriteLock(path, fd)
         self._map_bytes = map_bytes
+        # Added to the engine's numbers of snapshots: a file takes over the last number of the one that it replaces.
+        self.ids_before = 0
         self._take(engine)
         self.handles = 0
         self.active: set[ReadTxn] = set()
@@ -199,10 +202,15 @@ class Core:
         }
 
     def page_faults(self, transaction: int) -> list[str] | None:
-        """What is wrong with the pages of a transaction that a reader holds; None if two commits came after it."""
-        fd = self.lock.fd
-        metas = [meta for meta in meta_pages(fd) if meta.transaction == transaction]
-        return page_faults(fd, metas[0]) if metas else None
+        """What is wrong with the pages that a reader of id `transaction` holds; None if two commits came after it."""
+        fd, wanted = self.lock.fd, transaction - self.ids_before
+        # The lock file, by which readers tell the last transaction, is that of the file at the path. In one that
+        # was replaced they have the meta page of that number's parity, and no one writes it any more.
+        replaced = datafile.key_at(self.path) != self.key
+        for meta in meta_pages(fd):
+            if meta.transaction == wanted or (replaced and (meta.transaction - wanted) % 2 == 0):
+                return page_faults(fd, meta)
+        return None
 
     @contextlib.contextmanager
     def _translating(self) -> Iterator[None]:
@@ -310,6 +318,7 @@ class Core:
             found = cursor.prev() if cursor.set_range(limits.NS_DEFINITION) else cursor.last()
             last = (cursor.key(), cursor.value()) if found and cursor.key().startswith(limits.NS_COMMIT) else None
         before = self.key
+        self.ids_before += _IDS_OF_A_FILE
         # LMDB's locks belong to a process and the lock file, which stays: the two cannot be open at once.
         self.engine.close()
         try:

@@ -106,16 +106,18 @@ class KeySpace:
         return np.fromiter((known.get(key, -1) for key in keys), dtype=np.int32, count=len(keys))
 
     def append(self, txn: WriteTxn, keys: Heap) -> NDArray[np.int32]:
-        """Give codes to `keys`: distinct, not yet in the space."""
+        """Give codes to `keys`: at least one, distinct, not yet in the space."""
         first = self.count(txn)
         if first + len(keys) > ENTITIES_MAX:
             raise LimitError(f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys")
         raw = keys.tolist()
         codes = np.arange(first, first + len(keys), dtype=np.int32)
-        packed = _pack_codes(raw, codes)
-        # Pages are filled in key order.
         order = sorted(range(len(raw)), key=raw.__getitem__)
-        txn.put_many((self._key_prefix + raw[place], packed[place]) for place in order)
+        names = map(self._key_prefix.__add__, map(raw.__getitem__, order))
+        # At the end of the file, as in a new one, pages are filled one after the other; elsewhere they are split.
+        last = txn.last(b"")
+        append = last is None or last[0] < self._key_prefix + raw[order[0]]
+        txn.put_many(zip(names, map(_pack_codes(raw, codes).__getitem__, order), strict=True), append)
         done = 0
         while done < len(keys):
             block, used = divmod(first + done, KEYS_PER_BLOCK)

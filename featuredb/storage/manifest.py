@@ -159,7 +159,7 @@ def drop_table(txn: WriteTxn, table_id: int) -> None:
     txn.delete(NS_MANIFEST + _table(table_id))
 
 
-# A call that loads more than one batch writes each batch's segment in a transaction of its own, so that
+# A call that loads more than one batch writes each batch's segment in transactions of its own, so that
 # its memory stays bounded, and names it here. Only the last transaction, which is the commit, puts the
 # segments into the manifest. What a dead process left staged is removed by the next writer.
 

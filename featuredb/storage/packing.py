@@ -63,7 +63,8 @@ def _integers(data: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def _doubles(data: NDArray[Any]) -> NDArray[np.float64]:
-    return frozen(np.ascontiguousarray(data, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # a signalling NaN stays a NaN, and is no decimal
+        return frozen(np.ascontiguousarray(data, dtype=np.float64))
 
 
 def _of_integers(column: Column) -> Packing:

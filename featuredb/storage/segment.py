@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Column, Heap, concat, null_column
+from featuredb.columns import Column, Heap, null_column
 from featuredb.errors import CorruptionError
 from featuredb.limits import NS_FORMAT, SEGMENTS_HELD_MAX
 from featuredb.schema import DTYPES, DType
@@ -331,11 +331,11 @@ class SegmentReader:
             return integers.astype(np.uint8).view(np.bool_)
         return integers.view(np.int64).astype(dtype, copy=False) if dtype != np.uint64 else integers
 
-    def read_feature(self, column_id: int, dtype: DType) -> Column:
-        """A whole feature column; nulls if the segment is older than the feature."""
+    def feature_parts(self, column_id: int, dtype: DType) -> list[Column]:
+        """A whole feature column, in parts; nulls if the segment is older than the feature."""
         if column_id not in self.info.columns:
-            return null_column(dtype, self.rows)
-        return concat([part for _, _, part in self.feature_chunks(column_id)])
+            return [null_column(dtype, self.rows)]
+        return [part for _, _, part in self.feature_chunks(column_id)]
 
     def read_system(self, column_id: int) -> NDArray[np.int64]:
         """A whole system column (event, created or commit)."""
@@ -352,6 +352,8 @@ class SegmentCache:
     def __init__(self) -> None:
         self._infos: dict[tuple[int, int, int], SegmentInfo] = {}
         self._verified: set[tuple[int, ...]] = set()
+        # Of each table the tail as it last was (see `offline.tail`), with what tells whether it still is.
+        self.tails: dict[int, tuple[tuple[Any, ...], SegmentReader]] = {}
         # Where chunks lie, as of one commit: what it was, where its first entry lay, and the views.
         self._views: tuple[int, int, dict[tuple[int, ...], Any]] = (-1, 0, {})
 

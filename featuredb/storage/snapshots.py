@@ -30,6 +30,7 @@ from featuredb.limits import (
     NS_ONLINE,
     NS_PINNED,
     NS_SNAPSHOT,
+    NS_TAIL,
     NS_UNDO,
     SNAPSHOTS_MAX,
     WRITE_TIMEOUT_SECONDS,
@@ -253,6 +254,8 @@ class SnapshotTxn(ReadTxn):
         elif space == NS_DEFINITION:
             record = self._definitions.get(bytes(key))
             return None if record is None else memoryview(record)
+        elif space == NS_TAIL:
+            return None  # it was made a segment for the snapshot, and has grown anew since
         elif space == NS_COMMIT and int.from_bytes(key[1:], "big") > self.snapshot.commit_id:
             return None
         return self._inner.get(key)
@@ -298,7 +301,7 @@ class SnapshotTxn(ReadTxn):
                 held = NS_MANIFEST + bytes(key[1:5])
                 if key[5:] == own and held >= prefix + start:
                     yield memoryview(held), raw
-        else:
+        elif space != NS_TAIL:
             yield from self._inner.scan(prefix, start)
 
     def _scan_online(self, prefix: bytes, start: bytes) -> Iterator[tuple[memoryview, memoryview]]:
@@ -318,7 +321,7 @@ class SnapshotTxn(ReadTxn):
             done = tail
 
     def last(self, prefix: bytes) -> tuple[bytes, memoryview] | None:
-        if prefix[:1] in (NS_ONLINE, NS_DEFINITION, NS_COMMIT, NS_MANIFEST):
+        if prefix[:1] in (NS_ONLINE, NS_DEFINITION, NS_COMMIT, NS_MANIFEST, NS_TAIL):
             found = deque(self.scan(prefix), 1)
             return (bytes(found[0][0]), found[0][1]) if found else None
         return self._inner.last(prefix)

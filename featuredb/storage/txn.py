@@ -72,9 +72,9 @@ class ReadTxn:
         self.__enter__()
 
     def id(self) -> int:
-        """Number of the snapshot; it grows with every commit, of any process, also in a file that replaces another."""
+        """Number of the snapshot in this process: it grows with every commit, and when another file is gone over to."""
         try:
-            return self._txn.id()  # type: ignore[no-any-return]
+            return self._txn.id() + self._core.ids_before  # type: ignore[no-any-return]
         except Exception as error:
             raise self._failure(error) from error
 

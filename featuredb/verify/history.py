@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from featuredb.limits import (
     ABSENT_US,
     CHUNK_BYTES_MAX,
+    NS_TAIL,
     REJECTED_ROWS_MAX,
     SEGMENT_ROWS_MAX,
     TIMESTAMP_MAX_US,
@@ -32,6 +33,7 @@ from featuredb.storage.segment import (
     ColumnInfo,
     SegmentReader,
 )
+from featuredb.storage.tail import read_tail, tail_rows
 from featuredb.verify.packed import frame_fault, packing_faults
 from featuredb.verify.report import Check
 from featuredb.verify.values import value_faults
@@ -84,7 +86,8 @@ def check_table(check: Check, table: StoredTable) -> bool:
                 readers.append(reader)
     if check.problem_count == before:
         with check.guarded(table=table.name):
-            _check_unique(check, table, readers)
+            tail = _check_tail(check, table)
+            _check_unique(check, table, readers if tail is None else [*readers, tail])
     return check.problem_count == before
 
 
@@ -166,7 +169,7 @@ def _check_chunks(check: Check, table: StoredTable, reader: SegmentReader, colum
 def _check_shape(check: Check, reader: SegmentReader, column: ColumnInfo, where: dict[str, Any]) -> None:
     """Whether a column has just the chunks that its encoding takes."""
     index = column.id in (CODES, STARTS)
-    if column.encoding not in (("plain",) if index else _ENCODINGS) or column.chunk_rows < 1:
+    if column.encoding not in (("plain",) if index else _ENCODINGS) or column.chunk_rows.bit_count() != 1:
         check.problem(f"its encoding is {column.encoding!r}, {column.chunk_rows} rows a chunk", **where)
         return
     fault = frame_fault(column)
@@ -220,11 +223,7 @@ def _check_order(check: Check, table: StoredTable, reader: SegmentReader, readab
     if np.any(codes[1:] <= codes[:-1]) or np.any(np.diff(starts) <= 0):
         check.problem("its entity index is out of order", **where)
         return
-    known = check.key_counts.get(table.space_id)
-    if codes[0] < 0 or (known is not None and codes[-1] >= known):
-        check.problem(f"it has code {int(codes[-1])}, and there are {known} entity keys", **where)
-    if known is not None and np.isin(codes, check.forgotten[table.space_id]).any():
-        check.problem("it has rows of an entity key that was forgotten", **where)
+    _check_codes(check, table, codes, where)
     if (info.code_min, info.code_max) != (int(codes[0]), int(codes[-1])):
         check.problem("the codes of its zone map are not those of its rows", **where)
     if not readable:
@@ -234,9 +233,7 @@ def _check_order(check: Check, table: StoredTable, reader: SegmentReader, readab
         check.problem("its rows are out of order", **where)
     if (info.event_min, info.event_max) != (int(event.min()), int(event.max())):
         check.problem("the times of its zone map are not those of its rows", **where)
-    outside = (created != ABSENT_US) & ((created < TIMESTAMP_MIN_US) | (created > TIMESTAMP_MAX_US))
-    if event.min() < TIMESTAMP_MIN_US or event.max() > TIMESTAMP_MAX_US or outside.any():
-        check.problem("it has timestamps outside the years 1 to 9999", **where)
+    _check_times(check, event, created, where)
     if commit.min() < 1 or commit.max() > check.last_commit:
         check.problem("it has rows of a commit that is not logged", **where)
 
@@ -248,15 +245,62 @@ def _in_order(codes: NDArray[np.int32], event: NDArray[np.int64], created: NDArr
     return bool(np.all(ascending | (same_code & same_event & (created[1:] > created[:-1]))))
 
 
+def _check_tail(check: Check, table: StoredTable) -> SegmentReader | None:
+    """The tail: readable, of known keys and logged commits, each row under its own key."""
+    from featuredb.offline.tail import read_tail_rows, tail_reader
+
+    where: dict[str, Any] = {"table": table.name, "column": "tail"}
+    with check.guarded(**where):
+        tail = read_tail(check.txn, table.id)
+        check.rows += tail.rows
+        if not tail.rows:
+            if next(check.txn.scan(NS_TAIL + table.id.to_bytes(4, "big")), None) is not None:
+                check.problem("it has entries, and its head counts none", **where)
+            return None
+        keys = np.array([entry[:3] for entry in tail_rows(check.txn, table.id)], dtype=np.int64)
+        rows = read_tail_rows(check.txn, table)
+        if rows is None or not np.array_equal(keys, np.stack([rows.codes, rows.event, rows.created], axis=1)):
+            check.problem("it has a row under the key of another", **where)
+            return None
+        if sum(len(entry[3]) for entry in tail_rows(check.txn, table.id)) != tail.nbytes:
+            check.problem("its head counts other bytes than its rows have", **where)
+        if not 1 <= tail.commit_id <= check.last_commit:
+            check.problem(f"its head names commit {tail.commit_id}, which is not logged", **where)
+        if rows.commit.min() < 1 or rows.commit.max() > check.last_commit:
+            check.problem("it has rows of a commit that is not logged", **where)
+        _check_codes(check, table, np.unique(rows.codes), where)
+        _check_times(check, rows.event, rows.created, where)
+        for number, column in rows.columns.items():
+            for fault in value_faults(column):
+                check.problem(f"{fault}, in the tail", table=table.name, column=_column_name(table, number))
+        return tail_reader(check.txn, check.cache, table)
+    return None
+
+
+def _check_codes(check: Check, table: StoredTable, codes: NDArray[np.int32], where: dict[str, Any]) -> None:
+    """Ascending codes are of entity keys that there are."""
+    known = check.key_counts.get(table.space_id)
+    if codes[0] < 0 or (known is not None and codes[-1] >= known):
+        check.problem(f"it has code {int(codes[-1])}, and there are {known} entity keys", **where)
+    if known is not None and np.isin(codes, check.forgotten[table.space_id]).any():
+        check.problem("it has rows of an entity key that was forgotten", **where)
+
+
+def _check_times(check: Check, event: NDArray[np.int64], created: NDArray[np.int64], where: dict[str, Any]) -> None:
+    outside = (created != ABSENT_US) & ((created < TIMESTAMP_MIN_US) | (created > TIMESTAMP_MAX_US))
+    if event.min() < TIMESTAMP_MIN_US or event.max() > TIMESTAMP_MAX_US or outside.any():
+        check.problem("it has timestamps outside the years 1 to 9999", **where)
+
+
 def _check_unique(check: Check, table: StoredTable, readers: list[SegmentReader]) -> None:
-    """No two live rows of different segments have one key, event and created timestamp."""
+    """No two live rows of different segments, or of one and the tail, have one key, event and created timestamp."""
     from featuredb.offline.ingest import find_stored
     from featuredb.offline.merge import read_rows
 
     for place, reader in enumerate(readers[:-1]):
-        rows = read_rows(reader, {})
+        rows = read_rows([reader], {})
         for other in readers[place + 1 :]:
             twice = int(np.count_nonzero(find_stored(other, rows, other.dead()) >= 0)) if len(rows) else 0
             if twice:
-                what = f"{twice} of its rows are also in segment {other.ref.id}"
+                what = f"{twice} of its rows are also in {f'segment {other.ref.id}' if other.ref.id else 'the tail'}"
                 check.problem(what, table=table.name, segment=reader.ref.id)

@@ -48,7 +48,7 @@ class VerifyReport:
         Damage: content that contradicts itself. A file in order has none. The first 1,000 of them.
     differences : tuple of Finding
         Keys whose online value is not their latest row of history because rows were loaded apart, with
-        ``to="offline"`` or ``to="online"``: no damage, and kept out of `ok`. The first 1,000 of them.
+        ``to="offline"`` or ``to="online"``: no damage, and kept out of `ok`. Every one; `str` shows the first 1,000.
     problem_count, difference_count : int
         All of them.
     tables, segments, rows, chunks, entity_keys, online_keys, commits : int
@@ -83,9 +83,10 @@ class VerifyReport:
             ("problem", self.problems, self.problem_count),
             ("difference", self.differences, self.difference_count),
         ):
-            lines += [f"{kind}: {finding}" for finding in listed]
-            if count > len(listed):
-                lines.append(f"... and {count - len(listed)} more {kind}s")
+            shown = listed[:VERIFY_FINDINGS_MAX]
+            lines += [f"{kind}: {finding}" for finding in shown]
+            if count > len(shown):
+                lines.append(f"... and {count - len(shown)} more {kind}s")
         return "\n".join(lines)
 
 
@@ -119,7 +120,6 @@ class Check:
     problems: list[Finding] = field(default_factory=list)
     differences: list[Finding] = field(default_factory=list)
     problem_count: int = 0
-    difference_count: int = 0
     operations: dict[int, str] = field(default_factory=dict)
     last_commit: int = 0
     key_counts: dict[int, int] = field(default_factory=dict)
@@ -140,11 +140,9 @@ class Check:
         if len(self.problems) < VERIFY_FINDINGS_MAX:
             self.problems.append(Finding(what, **where))
 
-    def difference(self, what: str, *, count: int = 1, **where: Any) -> None:
-        """Note a key that was loaded apart."""
-        self.difference_count += count
-        if len(self.differences) < VERIFY_FINDINGS_MAX:
-            self.differences.append(Finding(what, **where))
+    def difference(self, what: str, **where: Any) -> None:
+        """Note a key that was loaded apart. Each is listed, for whoever loads them anew."""
+        self.differences.append(Finding(what, **where))
 
     @contextmanager
     def guarded(self, what: str = "", **where: Any) -> Iterator[None]:
@@ -165,7 +163,7 @@ class Check:
             tuple(self.problems),
             tuple(self.differences),
             self.problem_count,
-            self.difference_count,
+            len(self.differences),
             len(self.registry.tables),
             self.segments,
             self.rows,

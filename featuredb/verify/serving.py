@@ -120,13 +120,14 @@ class _Comparer:
 
     def _tell(self, what: str, keys: Heap, apart: NDArray[np.bool_]) -> None:
         """Report `keys`, as a difference where they were loaded `apart`, else as a problem."""
-        for report, which in ((self._check.difference, apart), (self._check.problem, ~apart)):
-            places = np.flatnonzero(which)
-            listed = keys.take(places[:VERIFY_FINDINGS_MAX]).tolist()
-            for key in listed:
-                report(what, table=self._table.name, key=key_text(self._table, key))
-            if len(places) > len(listed):
-                report(what, table=self._table.name, count=len(places) - len(listed))
+        for key in keys.take(np.flatnonzero(apart)).tolist():
+            self._check.difference(what, table=self._table.name, key=key_text(self._table, key))
+        places = np.flatnonzero(~apart)
+        listed = keys.take(places[:VERIFY_FINDINGS_MAX]).tolist()
+        for key in listed:
+            self._check.problem(what, table=self._table.name, key=key_text(self._table, key))
+        if len(places) > len(listed):
+            self._check.problem(what, table=self._table.name, count=len(places) - len(listed))
 
     def skip(self, codes: NDArray[np.int32]) -> None:
         """Codes whose online row is damaged: it is there, and was reported."""

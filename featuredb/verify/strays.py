@@ -16,6 +16,7 @@ from featuredb.limits import (
     NS_PENDING,
     NS_REJECTED,
     NS_SEGMENT,
+    NS_TAIL,
 )
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.manifest import segment_key, staged_segments
@@ -46,6 +47,7 @@ def check_strays(check: Check) -> None:
         (NS_ONLINE, "an online row"),
         (NS_PENDING, "a mark of rows to materialize"),
         (NS_REJECTED, "a rejected row"),
+        (NS_TAIL, "a row of a tail"),
     ):
         for head in _heads(check.txn, namespace, 4):
             if int.from_bytes(head, "big") not in tables:

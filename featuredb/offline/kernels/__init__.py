@@ -16,7 +16,7 @@ from featuredb.offline.kernels.hashing import (
     insert_bytes,
     insert_words,
 )
-from featuredb.offline.kernels.searching import asof, block_minima, find_before, find_rows, find_slices, mark_slices
+from featuredb.offline.kernels.searching import asof, block_minima, find_before, find_rows, find_slices
 from featuredb.offline.kernels.sorting import (
     ascending,
     count_codes,
@@ -47,7 +47,6 @@ __all__ = [
     "insert_bytes",
     "insert_words",
     "mark_chunks",
-    "mark_slices",
     "place_by_code",
     "put_escaped",
     "put_words",

@@ -52,6 +52,16 @@ def _find_code(codes, code, low):
 @njit(nogil=True)
 def _find_entity(addresses, cells, count, code, low):
     """As `_find_code`, in the column of codes of a segment."""
+    if low >= count:
+        return low
+    here = value_at(addresses, cells, low)
+    if here >= code:
+        return low
+    # The codes are distinct: the place is here if all between are in the segment, and not behind in any case.
+    guess = low + (code - here)
+    if guess < count and value_at(addresses, cells, guess) == code:
+        return guess
+    count = min(count, guess)
     step = 1
     high = low
     while high < count and value_at(addresses, cells, high) < code:
@@ -105,9 +115,13 @@ def block_minima(cells, addresses, commit_times, knows, rows, out):
 
 
 @njit(**_options)
-def find_slices(codes, cells, addresses, zone, slices):
-    """slices[i] = where the rows of codes[i] start and stop in a segment, for sorted `codes`; equal if it has none."""
+def find_slices(codes, cells, addresses, zone, slices, marks):
+    """slices[i] = where the rows of codes[i] start and stop in a segment, for sorted `codes`; equal if it has none.
+
+    marks[chunk] = True for each chunk of event timestamps that has any of these rows.
+    """
     entity = np.int64(0)
+    shift = cells[EVENT, SHIFT]
     for i in range(len(codes)):
         code = np.int64(codes[i])
         if i > 0 and codes[i - 1] == codes[i]:
@@ -118,14 +132,8 @@ def find_slices(codes, cells, addresses, zone, slices):
         start, stop = _slice_of(addresses, cells, zone, entity, code)
         slices[i, 0] = start
         slices[i, 1] = stop
-
-
-@njit(**_options)
-def mark_slices(slices, shift, marks):
-    """marks[chunk] = True for each chunk of ``1 << shift`` rows that has rows of any of the slices."""
-    for i in range(len(slices)):
-        if slices[i, 0] < slices[i, 1]:
-            for chunk in range(slices[i, 0] >> shift, ((slices[i, 1] - 1) >> shift) + 1):
+        if start < stop:
+            for chunk in range(start >> shift, ((stop - 1) >> shift) + 1):
                 marks[chunk] = True
 
 
@@ -193,14 +201,10 @@ def asof(
             i = first + j
             place = places[j]
             time = times[i]
-            if sizes[j] == 0:
-                continue
             event = base + unpacked(addresses, table, shift, width, mask, align, place)
-            if event > time:
-                continue
             oldest = max(floor, time - max_age)
-            slice_start = slices[i, 0]
-            if filtered:
+            slice_start = np.int64(slices[i, 0])
+            if filtered and sizes[j] > 0 and event <= time:
                 if knows:
                     limit = known_us[i if len(known_us) > 1 else 0]
                 while (
@@ -216,7 +220,9 @@ def asof(
                         place -= 1
                     if place >= slice_start:
                         event = base + unpacked(addresses, table, shift, width, mask, align, place)
-            if place < slice_start or event < oldest or event < best_event[i]:
+            # One branch of all conditions: each of them is right about as often as not.
+            found = (sizes[j] > 0) & (place >= slice_start) & (event <= time)
+            if not (found & (event >= oldest) & (event >= best_event[i])):
                 continue
             created = created_base if created_width == 0 else value_at(addresses, cells[CREATED], place)
             if event > best_event[i] or created >= best_created[i]:
