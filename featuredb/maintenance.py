@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from featuredb.errors import FileError
+from featuredb.errors import FileError, InputError
 from featuredb.storage.env import Env, ReadTxn
 from featuredb.storage.log import Commit, commits
 from featuredb.storage.moving import settle
@@ -52,27 +52,43 @@ class Maintenance:
         with self._snapshot() as (txn, _):
             return list(commits(txn))
 
-    def verify(self) -> VerifyReport:
+    def verify(self, level: Literal["quick", "full"] = "full") -> VerifyReport:
         """Check the whole file: pages, checksums, structure, order, and that online equals history's latest.
 
         The pages are checked first, without the engine, which would trust them: if any of them is damaged, the
         report says so and nothing else is read.
 
+        Parameters
+        ----------
+        level : {"full", "quick"}
+            ``"quick"`` reads no values: it checks pages, definitions, log, entity keys, manifests, descriptors,
+            tails, and that every chunk is there and of its length, but not the checksums of chunks and online rows,
+            nor order, nor that online equals history. A damaged value it does not find.
+
         Returns
         -------
         VerifyReport
             ``ok``, and everything found; it does not raise on damage.
+
+        Raises
+        ------
+        InputError
+            If `level` is neither of the two.
+        BusyError
+            If others commit so fast that the file's first pages cannot be read.
         """
         from featuredb.verify import report_pages, verify_database
 
         self._check_open()
         began = time.perf_counter()
+        if level not in ("quick", "full"):
+            raise InputError(f"level must be 'quick' or 'full', not {level!r}")
         faults = self._env.page_faults()
         if faults:
-            return report_pages(faults, time.perf_counter() - began)
+            return report_pages(faults, time.perf_counter() - began, level)
         with self._env.read() as txn:
             settle(txn)
-            return verify_database(txn)
+            return verify_database(txn, level)
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Write a consistent, compacted copy to a new file while others read and write.

@@ -317,6 +317,7 @@ def test_get_reports_every_bad_key_together(loaded: str) -> None:
 def test_verify_tells_that_the_file_is_right(loaded: str) -> None:
     assert text("verify", loaded) == f"{loaded}: ok\n"
     assert data("verify", loaded)["ok"] is True
+    assert data("verify", loaded, "--level", "quick")["level"] == "quick"
 
 
 def test_verify_exits_with_1_when_the_file_is_damaged(loaded: str) -> None:

@@ -22,7 +22,7 @@ from featuredb.verify.strays import check_strays
 __all__ = ["Finding", "VerifyReport", "report_pages", "verify_database"]
 
 
-def verify_database(txn: ReadTxn) -> VerifyReport:
+def verify_database(txn: ReadTxn, level: str = "full") -> VerifyReport:
     """Check everything in one transaction; in one at a snapshot, everything that the snapshot sees.
 
     Of the file's snapshots their records, history and saved online values are checked, but not that these online
@@ -35,6 +35,9 @@ def verify_database(txn: ReadTxn) -> VerifyReport:
     ----------
     txn : ReadTxn
         The snapshot.
+    level : {"full", "quick"}
+        ``"quick"`` reads no content of chunks and online rows: of chunks it checks that they are there, and their
+        lengths.
 
     Returns
     -------
@@ -42,7 +45,7 @@ def verify_database(txn: ReadTxn) -> VerifyReport:
         Everything found. Damage is never raised.
     """
     began = time.perf_counter()
-    check = Check(txn)
+    check = Check(txn, level)
     with check.guarded():
         check_format(check)
     with check.guarded():
@@ -69,7 +72,7 @@ def verify_database(txn: ReadTxn) -> VerifyReport:
     return check.report(time.perf_counter() - began)
 
 
-def report_pages(faults: list[str], seconds: float) -> VerifyReport:
+def report_pages(faults: list[str], seconds: float, level: str = "full") -> VerifyReport:
     """The report on a file whose pages are damaged, so that nothing else of it can be checked."""
     problems = tuple(Finding(f"pages: {fault}") for fault in faults)
     return VerifyReport(
@@ -86,4 +89,5 @@ def report_pages(faults: list[str], seconds: float) -> VerifyReport:
         online_keys=0,
         commits=0,
         seconds=seconds,
+        level=level,
     )
