@@ -343,7 +343,7 @@ def test_backup_makes_a_copy_and_replaces_nothing(loaded: str, tmp_path: Path) -
     assert data("backup", loaded, dest) == {"path": str(dest), "bytes": dest.stat().st_size}
     assert data("log", dest) == data("log", loaded)
     assert "exists" in failure("backup", loaded, dest)
-    assert str(tmp_path / "second.fdb") in text("backup", loaded, tmp_path / "second.fdb")
+    assert str(tmp_path / "second.fdb") in text("backup", loaded, tmp_path / "second.fdb", "--check")
 
 
 @pytest.mark.usefixtures("a_segment_each")

@@ -718,3 +718,30 @@ def test_quick_reads_no_chunk_but_lists_of_replaced_rows(path: Path, monkeypatch
 def test_a_level_of_no_kind_is_refused(path: Path) -> None:
     with fdb.open(path) as db, pytest.raises(fdb.InputError, match="'quick' or 'full'"):
         db.verify("deep")  # type: ignore[arg-type]
+
+
+# --- backup ---------------------------------------------------------------------------------------
+
+
+def test_a_checked_backup_is_as_the_file_and_leaves_nothing_beside_it(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "to"
+    folder.mkdir()
+    with fdb.open(path) as db:
+        db.backup(folder / "copy.fdb", check=True)
+    assert [file.name for file in folder.iterdir()] == ["copy.fdb"]
+    assert entries(folder / "copy.fdb") == entries(path)
+
+
+def test_a_backup_that_is_not_in_order_gets_no_name(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "to"
+    folder.mkdir()
+    key = next(key for key in entries(path) if key[:1] == NS_CHUNK)
+    with raw(path) as txn:
+        txn.put(key, b"")
+    with fdb.open(path) as db:
+        with pytest.raises(CorruptionError, match=r"has 0 bytes .*run verify\(\)"):
+            db.backup(folder / "copy.fdb", check=True)
+        assert list(folder.iterdir()) == []
+        # Unchecked, it is the copy of a file that is not in order.
+        db.backup(folder / "copy.fdb")
+    assert entries(folder / "copy.fdb") == entries(path)

@@ -181,11 +181,12 @@ def verify(file: str, level: Literal["quick", "full"], as_json: bool) -> None:
 @click.command()
 @file_argument
 @click.argument("dest", metavar="DEST", type=click.Path())
+@click.option("--check", is_flag=True, help="Verify the copy before it gets its name.")
 @json_option
-def backup(file: str, dest: str, as_json: bool) -> None:
+def backup(file: str, dest: str, check: bool, as_json: bool) -> None:
     """Write a consistent, compacted copy to the new file DEST, while others read and write."""
     with fdb.open(file, read_only=True) as db:
-        db.backup(dest)
+        db.backup(dest, check=check)
     nbytes = os.path.getsize(dest)
     if as_json:
         print_json({"path": dest, "bytes": nbytes})

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 
-from featuredb.storage.env import ReadTxn
+from featuredb.storage.env import Env, ReadTxn
+from featuredb.storage.moving import settle
 from featuredb.storage.snapshots import SnapshotTxn
 from featuredb.verify.definitions import check_format, check_key_space, check_log, check_registry
 from featuredb.verify.history import check_rejected, check_table
@@ -19,7 +20,18 @@ from featuredb.verify.serving import check_online, check_pending
 from featuredb.verify.snapshots import check_snapshots
 from featuredb.verify.strays import check_strays
 
-__all__ = ["Finding", "VerifyReport", "report_pages", "verify_database"]
+__all__ = ["Finding", "VerifyReport", "report_pages", "verify_database", "verify_env"]
+
+
+def verify_env(env: Env, level: str = "full") -> VerifyReport:
+    """Check the pages of a file, without the engine, and only if they are in order everything else."""
+    began = time.perf_counter()
+    faults = env.page_faults()
+    if faults:
+        return report_pages(faults, time.perf_counter() - began, level)
+    with env.read() as txn:
+        settle(txn)
+        return verify_database(txn, level)
 
 
 def verify_database(txn: ReadTxn, level: str = "full") -> VerifyReport:
