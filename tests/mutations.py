@@ -359,8 +359,8 @@ FAULTS = (
         "rows in the tail are not forgotten",
         "test_forget.py",
         "offline/forget.py",
-        "            flush_tail(txn, table)\n",
-        "            pass\n",
+        "        flush_tail(txn, table)\n",
+        "        pass\n",
     ),
     Fault(
         "readers of a rewritten file are not told",

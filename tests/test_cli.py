@@ -317,6 +317,7 @@ def test_get_reports_every_bad_key_together(loaded: str) -> None:
 def test_verify_tells_that_the_file_is_right(loaded: str) -> None:
     assert text("verify", loaded) == f"{loaded}: ok\n"
     assert data("verify", loaded)["ok"] is True
+    assert data("verify", loaded, "--level", "quick")["level"] == "quick"
 
 
 def test_verify_exits_with_1_when_the_file_is_damaged(loaded: str) -> None:
@@ -342,7 +343,7 @@ def test_backup_makes_a_copy_and_replaces_nothing(loaded: str, tmp_path: Path) -
     assert data("backup", loaded, dest) == {"path": str(dest), "bytes": dest.stat().st_size}
     assert data("log", dest) == data("log", loaded)
     assert "exists" in failure("backup", loaded, dest)
-    assert str(tmp_path / "second.fdb") in text("backup", loaded, tmp_path / "second.fdb")
+    assert str(tmp_path / "second.fdb") in text("backup", loaded, tmp_path / "second.fdb", "--check")
 
 
 @pytest.mark.usefixtures("a_segment_each")

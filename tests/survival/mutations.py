@@ -130,9 +130,9 @@ FAULTS = (
     ),
     StorageFault(
         "pages are not checked",
-        "featuredb/maintenance.py",
-        "        faults = self._env.page_faults()\n",
-        "        faults: list[str] = []\n",
+        "featuredb/verify/__init__.py",
+        "    faults = env.page_faults()\n",
+        "    faults: list[str] = []\n",
         "lying",
     ),
     StorageFault(
