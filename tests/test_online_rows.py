@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from featuredb.columns import Column, Heap
 from featuredb.errors import CorruptionError, InputError
 from featuredb.limits import ABSENT_US, NS_ONLINE, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
-from featuredb.online.index import OnlineIndex, sort_order
+from featuredb.online.index import OnlineIndex
 from featuredb.online.keys import key_columns
 from featuredb.online.query import OnlineQuery
 from featuredb.online.reader import OnlineReader, read_rows
@@ -23,7 +23,7 @@ from featuredb.online.row import RowLayout
 from featuredb.online.row_reader import RowReader
 from featuredb.schema import DTYPES, SCALAR_NAMES, Feature, FeatureTable
 from featuredb.storage.env import open_env
-from featuredb.storage.keys import encode_keys
+from featuredb.storage.keys import encode_keys, sort_order
 from featuredb.storage.registry import StoredTable
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

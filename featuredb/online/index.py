@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from featuredb.columns import Column, Columns, Heap, concat, null_column, zeroed
 from featuredb.frames.arrays import to_pylist
 from featuredb.limits import ABSENT_US, BATCH_BYTES_TARGET, KEY_BYTES_MAX, NS_ONLINE
-from featuredb.online.keys import whole_keys
 from featuredb.online.row import HEADER_BYTES, Buffer, KeyName, RowLayout, crc_tables, damaged, read_headers
 from featuredb.schema import DTYPES
 from featuredb.storage.env import ReadTxn, WriteTxn
-from featuredb.storage.keys import decode_keys
+from featuredb.storage.keys import decode_keys, sort_order, whole_keys
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.snapshots import delete_online, online_saver
 
@@ -32,8 +31,6 @@ BATCH_ROWS = 1 << 13
 # Reads of so many keys run compiled code, which is not loaded (0.5 s) for fewer than the second number.
 COMPILED_KEYS_MIN = 64
 LOADING_KEYS_MIN = 2000
-# Longer keys are sorted one by one.
-_SORTED_BYTES_MAX = 64
 _PREFIX_BYTES = 5
 _version_bytes = operator.itemgetter(slice(4, 6))
 _values_bytes = operator.itemgetter(slice(HEADER_BYTES, None))
@@ -69,25 +66,6 @@ class OnlineRows:
             np.where(found, self.commit[places], np.uint64(0)),
             columns,
         )
-
-
-def sort_order(keys: Heap) -> NDArray[np.int64]:
-    """Positions that put `keys` in byte order."""
-    widths = np.diff(keys.offsets)
-    width = int(widths.max(initial=0))
-    if width > _SORTED_BYTES_MAX:
-        entries = keys.tolist()
-        return np.array(sorted(range(len(entries)), key=entries.__getitem__), dtype=np.int64)
-    if np.all(widths == 8):
-        words = keys.data[: keys.offsets[-1]].view(">u8").astype(np.uint64)
-        return np.argsort(words, kind="stable")
-    # Padded with zeros, and then by length, keys are in the order of their bytes. The byte of the length is never
-    # zero: numpy would ignore that at the end.
-    padded = np.zeros((len(keys), width + 1), dtype=np.uint8)
-    place = np.arange(keys.offsets[-1]) - np.repeat(keys.offsets[:-1], widths)
-    padded[np.repeat(np.arange(len(keys)), widths), place] = keys.data[: keys.offsets[-1]]
-    padded[:, width] = widths + 1
-    return np.argsort(padded.view(f"S{width + 1}").reshape(-1), kind="stable")
 
 
 def spread(column: Column, places: NDArray[np.int64]) -> Column:

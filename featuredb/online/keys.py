@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from featuredb.columns import Column, Heap, concat
+from featuredb.columns import Column, concat
 from featuredb.errors import InputError, Problem, input_error
 from featuredb.frames import as_column, open_table
 from featuredb.schema import DType
@@ -78,22 +78,6 @@ def key_columns(entities: Mapping[str, DType], keys: object, *, null_reason: str
     if problems:
         raise input_error(_SUBJECT, problems)
     return {name: concat(found) for name, found in columns.items()}
-
-
-def whole_keys(prefix: bytes, keys: Heap, spare_bytes: int = 0) -> Heap:
-    """Each key with `prefix` in front; behind the last one `spare_bytes` zeros, which belong to none."""
-    rows, head = len(keys), len(prefix)
-    widths = np.diff(keys.offsets)
-    offsets = keys.offsets + head * np.arange(rows + 1)
-    data = np.zeros(int(offsets[-1]) + spare_bytes, dtype=np.uint8)
-    if rows and np.all(widths == widths[0]):
-        matrix = data[: offsets[-1]].reshape(rows, -1)
-        matrix[:, :head] = np.frombuffer(prefix, dtype=np.uint8)
-        matrix[:, head:] = keys.data.reshape(rows, -1)
-    elif rows:
-        data[offsets[:-1, None] + np.arange(head)] = np.frombuffer(prefix, dtype=np.uint8)
-        data[np.repeat(offsets[:-1] + head - keys.offsets[:-1], widths) + np.arange(keys.offsets[-1])] = keys.data
-    return Heap(offsets, data)
 
 
 def _missing(entities: Mapping[str, DType], names: Sequence[object]) -> None:

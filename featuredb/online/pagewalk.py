@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Heap
 from featuredb.online import kernels
-from featuredb.online.keys import whole_keys
+from featuredb.storage.keys import whole_keys
 from featuredb.storage.txn import LMDB_KEY_BYTES_MAX, ReadTxn
 
 _WORD_BYTES = 16

@@ -17,6 +17,7 @@ from featuredb.columns import Heap
 from featuredb.errors import CorruptionError, LimitError
 from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_KEY
 from featuredb.storage.env import ReadTxn, WriteTxn
+from featuredb.storage.keys import sort_order, whole_keys
 from featuredb.storage.records import pack, unpack
 
 
@@ -112,12 +113,13 @@ class KeySpace:
             raise LimitError(f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys")
         raw = keys.tolist()
         codes = np.arange(first, first + len(keys), dtype=np.int32)
-        order = sorted(range(len(raw)), key=raw.__getitem__)
-        names = map(self._key_prefix.__add__, map(raw.__getitem__, order))
+        order = sort_order(keys)
+        ordered = keys.take(order)
+        names = whole_keys(self._key_prefix, ordered).tolist()
         # At the end of the file, as in a new one, pages are filled one after the other; elsewhere they are split.
         last = txn.last(b"")
-        append = last is None or last[0] < self._key_prefix + raw[order[0]]
-        txn.put_many(zip(names, map(_pack_codes(raw, codes).__getitem__, order), strict=True), append)
+        append = last is None or last[0] < names[0]
+        txn.put_many(zip(names, _pack_codes(ordered.tolist(), codes[order]), strict=True), append)
         done = 0
         while done < len(keys):
             block, used = divmod(first + done, KEYS_PER_BLOCK)
