@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 # Two commits between the begin of a read and a look at the meta pages are rare, and so are files that are replaced.
 _LOOKS_MAX = 100
+_FAULTY_LOOKS = 3
 
 
 class Env:
@@ -139,6 +140,9 @@ class Env:
             Others commit faster than the file's first pages can be read.
         """
         core = self.core
+        # What is seen once, while others write, may be a page that is being written just then; damage is seen again.
+        before: list[str] = []
+        faulty = 0
         for _ in range(_LOOKS_MAX):
             with self.read() as txn:
                 key, faults = core.key, core.page_faults(txn.id())
@@ -146,7 +150,10 @@ class Env:
                     # Now the engine may look whether another file has taken this one's place.
                     settle(txn)
             if faults is not None and core.key == key:
-                return faults
+                faulty += bool(faults)
+                if not faults or faults == before or faulty == _FAULTY_LOOKS:
+                    return faults
+                before = faults
         raise BusyError(f"{self.path}: is written to too often to be verified; try again later")
 
     def close(self) -> None:
