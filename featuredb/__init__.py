@@ -9,7 +9,7 @@ serving, ``get_online_features`` and ``online_reader`` read the latest values in
 total order of rows (event, then created timestamp), so they cannot disagree.
 """
 
-from featuredb.database import Database, MaterializeReport
+from featuredb.database import Database
 from featuredb.database import open_database as open
 from featuredb.errors import (
     BusyError,
@@ -28,6 +28,7 @@ from featuredb.errors import (
     Problem,
     ReadOnlyError,
 )
+from featuredb.loading import MaterializeReport
 from featuredb.maintenance import CompactReport
 from featuredb.online.reader import OnlineReader
 from featuredb.online.response import OnlineArrays, OnlineResponse, Status

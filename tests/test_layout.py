@@ -32,6 +32,7 @@ LEVELS = {
     "progress": 7,
     "info": 7,
     "maintenance": 7,
+    "loading": 7,
     "definitions": 7,
     "snapshots": 7,
     "verify": 8,

@@ -25,8 +25,6 @@ from featuredb.limits import (
     SMALL_INGEST_BYTES_MAX,
     SMALL_INGEST_ROWS_MAX,
 )
-from featuredb.offline import kernels
-from featuredb.offline.chunks import chunks_to_search, event_chunk, system_chunk
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.gather import Gatherer
 from featuredb.offline.latest import Latest
@@ -34,7 +32,7 @@ from featuredb.offline.partial import fill_from_history, fill_from_online
 from featuredb.offline.prepare import Prepared, prepare, source_columns, within
 from featuredb.offline.report import IngestReport, Rejection
 from featuredb.offline.rows import last_of_each, live_dtypes, same_rows, sort_rows
-from featuredb.offline.search import Found
+from featuredb.offline.stored import at_positions, find_stored, in_sorted
 from featuredb.offline.tail import append_rows, find_in_tail, flush_tail, table_readers
 from featuredb.online.index import OnlineIndex
 from featuredb.progress import Report
@@ -47,7 +45,7 @@ from featuredb.storage.manifest import SegmentRef, discard_staged, read_manifest
 from featuredb.storage.pending import note_pending
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.rejected import RejectedRow, add_rejected, are_newest
-from featuredb.storage.segment import CREATED, SegmentCache, SegmentReader, frozen
+from featuredb.storage.segment import SegmentCache, SegmentReader
 from featuredb.storage.segment_writer import Rows, stage_rows, uniform, write_dead, write_segment
 from featuredb.storage.tail import read_tail
 
@@ -178,7 +176,6 @@ class Ingest:
             kept = within(prepared, start_us, end_us)
             outside += len(prepared) - len(kept)
             if pending is not None:
-                self._flush_tail()
                 self._stage(pending, commit_id, outcomes)
             pending = kept
         if whole or (rejections.rows and not self._skip):
@@ -187,7 +184,6 @@ class Ingest:
         if pending is not None:
             if len(pending) > staged_rows:
                 # The commit is short then, and its rows are written while they are encoded.
-                self._flush_tail()
                 self._stage(pending, commit_id, outcomes)
                 pending = pending.nothing()
             updated, commit = self._finish(pending, commit_id, outcomes, rejections.kept)
@@ -214,8 +210,9 @@ class Ingest:
     # --- transactions -------------------------------------------------------------------------
 
     def _flush_tail(self) -> None:
+        """Make a segment of the tail, if history is to be compared with."""
         with self._env.read() as txn:
-            if not read_tail(txn, self._table.id).rows:
+            if self._to == "online" or not read_tail(txn, self._table.id).rows:
                 return
         self._env.write(lambda txn: flush_tail(txn, self._table), durable=self._durable)
         with self._env.read() as txn:
@@ -231,6 +228,7 @@ class Ingest:
 
     def _stage(self, batch: Prepared, commit_id: int, total: _Outcome) -> None:
         """Write a batch before the commit, as a staged segment."""
+        self._flush_tail()
         outcome, fresh, segment_id = self._env.write(
             lambda txn: self._add(txn, batch, commit_id), durable=self._durable
         )
@@ -364,7 +362,7 @@ class Ingest:
             positions = positions[at]
             same = same_rows(rows.take(at).columns, self._stored_values(reader, positions), len(at))
             kept[at[same]] = False
-            was_dead = _in_sorted(positions, dead)
+            was_dead = in_sorted(positions, dead)
             replaced = positions[~same & ~was_dead]
             if own:
                 outcome.repeated += len(at)
@@ -407,48 +405,3 @@ def _packed_bytes(column: Column) -> int:
     if column.heap is None or not len(column.heap):
         return column.data.nbytes
     return column.data.nbytes + int(np.diff(column.heap.offsets)[column.data].sum())
-
-
-def at_positions(reader: SegmentReader, positions: NDArray[np.int32]) -> Found:
-    """Rows of one segment at known positions, as a search would have found them."""
-    rows = len(positions)
-    no_times = np.zeros(0, dtype=np.int64)
-    return Found([reader], np.arange(rows), np.zeros(rows, dtype=np.int32), positions, no_times, no_times)
-
-
-def find_stored(reader: SegmentReader, rows: Rows, dead: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Position in the segment of the live row with the key and timestamps of each of `rows`, or -1."""
-    out = np.full(len(rows), -1, dtype=np.int32)
-    info = reader.info
-    if (
-        info.code_max < rows.codes[0]
-        or info.code_min > rows.codes[-1]
-        or info.event_max < rows.event.min()
-        or info.event_min > rows.event.max()
-    ):
-        return out
-    index = reader.entity_index()
-    for chunk, first, begin, end in chunks_to_search(reader, index, rows.codes):
-        part = slice(begin, end)
-        kernels.find_rows(
-            frozen(rows.codes[part]),
-            frozen(rows.event[part]),
-            frozen(np.ascontiguousarray(rows.created[part])),
-            *index,
-            first,
-            event_chunk(reader, chunk),
-            system_chunk(reader, CREATED, chunk),
-            out[part],
-        )
-    if len(dead):
-        out[_in_sorted(out, dead)] = -1
-    return out
-
-
-def _in_sorted(positions: NDArray[np.int32], held: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Whether each position is in the sorted `held`: a bisection each, so that a few cost little."""
-    if not len(held):
-        return np.zeros(len(positions), dtype=np.bool_)
-    place = np.minimum(np.searchsorted(held, positions), len(held) - 1)
-    found: NDArray[np.bool_] = held[place] == positions
-    return found

@@ -23,8 +23,8 @@ from featuredb.storage.tail import TAIL_ID, drop_tail, put_tail, read_tail, tail
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def read_tail_rows(txn: ReadTxn, table: StoredTable) -> Rows | None:
-    """The rows of the tail in total order, with the features that the table has now; None if there are none.
+def read_tail_rows(txn: ReadTxn, table: StoredTable) -> Rows:
+    """The rows of a tail that has some, in total order, with the features that the table has now.
 
     Raises
     ------
@@ -32,8 +32,6 @@ def read_tail_rows(txn: ReadTxn, table: StoredTable) -> Rows | None:
         If they are not those that were written.
     """
     entries = list(tail_rows(txn, table.id))
-    if not entries:
-        return None
     codes = np.fromiter((entry[0] for entry in entries), dtype=np.int32, count=len(entries))
     return _decoded(table, codes, [entry[3] for entry in entries])
 
@@ -127,12 +125,7 @@ def tail_reader(txn: ReadTxn, cache: SegmentCache, table: StoredTable) -> Segmen
     held = cache.tails.get(table.id)
     if held is not None and held[0] == key:
         return held[1]
-    rows = read_tail_rows(txn, table)
-    if rows is None:
-        raise CorruptionError(
-            f"the tail of feature table {table.name!r} has none of its {tail.rows} rows; restore the file from a backup"
-        )
-    reader = _as_segment(rows, table.id)
+    reader = _as_segment(read_tail_rows(txn, table), table.id)
     # What a write transaction sees may be undone, and another one have its commit number.
     if not isinstance(txn, WriteTxn):
         if len(cache.tails) >= TAILS_HELD_MAX:
@@ -150,9 +143,9 @@ def table_readers(txn: ReadTxn, cache: SegmentCache, table: StoredTable) -> list
 
 def flush_tail(txn: WriteTxn, table: StoredTable) -> None:
     """Make a segment of the tail. What readers see does not change, so that is no commit."""
-    rows = read_tail_rows(txn, table)
-    if rows is None:
+    if not read_tail(txn, table.id).rows:
         return
+    rows = read_tail_rows(txn, table)
     manifest = read_manifest(txn, table.id)
     ref = write_segment(txn, table.id, manifest.next_segment_id, rows)
     write_manifest(txn, manifest.with_segments((*manifest.segments, ref)))

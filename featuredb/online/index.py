@@ -167,11 +167,8 @@ class OnlineIndex:
     def pack(
         self, event: NDArray[np.int64], created: NDArray[np.int64], commit: NDArray[Any], columns: Columns
     ) -> Heap:
-        """Rows in the current layout; a feature of it that has been removed since is null."""
-        parts = [
-            columns[self._names[feature_id]] if feature_id in self._names else null_column(dtype, len(event))
-            for feature_id, dtype in self.current.features
-        ]
+        """Rows in the current layout, which is that of the features there are."""
+        parts = [columns[self._names[feature_id]] for feature_id, _ in self.current.features]
         return self.current.pack_many(event, created, commit, parts)
 
     def _wins(self, lookup: Lookup, keys: Heap, start: int, stop: int, packed: Heap) -> NDArray[np.bool_]:

@@ -262,7 +262,7 @@ def _check_tail(check: Check, table: StoredTable) -> SegmentReader | None:
             return None
         keys = np.array([entry[:3] for entry in tail_rows(check.txn, table.id)], dtype=np.int64)
         rows = read_tail_rows(check.txn, table)
-        if rows is None or not np.array_equal(keys, np.stack([rows.codes, rows.event, rows.created], axis=1)):
+        if not np.array_equal(keys, np.stack([rows.codes, rows.event, rows.created], axis=1)):
             check.problem("it has a row under the key of another", **where)
             return None
         if sum(len(entry[3]) for entry in tail_rows(check.txn, table.id)) != tail.nbytes:
@@ -297,8 +297,8 @@ def _check_times(check: Check, event: NDArray[np.int64], created: NDArray[np.int
 
 def _check_unique(check: Check, table: StoredTable, readers: list[SegmentReader]) -> None:
     """No two live rows of different segments, or of one and the tail, have one key, event and created timestamp."""
-    from featuredb.offline.ingest import find_stored
     from featuredb.offline.merge import read_rows
+    from featuredb.offline.stored import find_stored
 
     for place, reader in enumerate(readers[:-1]):
         rows = read_rows([reader], {})

@@ -36,19 +36,20 @@ def u64(data, at):
     return word
 
 
+@intrinsic
+def _swapped(_, word):
+    """The bytes of a word in reverse."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bswap(args[0])
+
+    return types.uint64(types.uint64), codegen
+
+
 @njit(inline="always", nogil=True)
 def big_endian(data, at):
     """Eight bytes as a number that orders as they do."""
-    i = np.uint64(at)
-    word = np.uint64(data[i]) << np.uint64(56)
-    word |= np.uint64(data[i + np.uint64(1)]) << np.uint64(48)
-    word |= np.uint64(data[i + np.uint64(2)]) << np.uint64(40)
-    word |= np.uint64(data[i + np.uint64(3)]) << np.uint64(32)
-    word |= np.uint64(data[i + np.uint64(4)]) << np.uint64(24)
-    word |= np.uint64(data[i + np.uint64(5)]) << np.uint64(16)
-    word |= np.uint64(data[i + np.uint64(6)]) << np.uint64(8)
-    word |= np.uint64(data[i + np.uint64(7)])
-    return word
+    return _swapped(u64(data, at))
 
 
 @intrinsic
