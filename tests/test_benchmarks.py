@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import oracle
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import child, join_sqlite, lab, measures, pagecache, peers, run, scale
@@ -27,9 +29,6 @@ from benchmarks.report import END, START, block, render
 from benchmarks.targets import TARGETS, Check, Target
 from benchmarks.units import duration
 from benchmarks.workload import FEATURES, KEY, MAX_AGE_US, SMALL_ROWS, TIME, Workload, read_expected, read_workload
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 
 # Few rows per entity: else a newer row hides nearly every one that is exactly as old as the max age, or just older.
 TINY = Workload(rows=2_000, entities=600, entity_rows=2_000)

@@ -10,6 +10,8 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from featuredb.columns import Column, Heap, null_column
@@ -26,9 +28,6 @@ from featuredb.frames.write import (
 )
 from featuredb.limits import ABSENT_US, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
 from featuredb.schema import DTYPES, FLOAT_NAMES, INTEGER_NAMES, SCALAR_NAMES
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STRINGS = ["", "é", "x\x00", "x", "日本"]

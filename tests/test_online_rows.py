@@ -371,7 +371,10 @@ def test_one_query_reads_several_tables_in_the_order_asked(env):
 
 
 def test_many_keys_may_come_in_any_container_and_repeat(env):
-    pd, pa, pl = pytest.importorskip("pandas"), pytest.importorskip("pyarrow"), pytest.importorskip("polars")
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
     _, traffic = two_tables(env)
     reader = reader_of(env, (traffic, ["cars"], ["cars"]))
     columns = {"origin": ["JFK", "LGA", "JFK", "JFK"], "hour": [2, 2, 1, 2]}
@@ -474,7 +477,6 @@ def test_a_prepared_reader_sees_new_rows_and_new_definitions(env):
 
 
 def test_a_response_converts_to_pandas_arrow_and_numpy(env):
-    pytest.importorskip("pyarrow")
     weather, _ = two_tables(env)
     response = response_of(env, OnlineQuery([(weather, ["temp", "wind"], ["temp", "wind"])]), ["JFK", "nobody", "LGA"])
     frame = response.to_pandas()
