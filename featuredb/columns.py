@@ -58,6 +58,10 @@ class Heap:
         offsets += [part.offsets[1:] + base for part, base in zip(parts, sizes[:-1], strict=True)]
         return Heap(np.concatenate(offsets), np.concatenate([part.data for part in parts]))
 
+    def part(self, start: int, stop: int) -> Heap:
+        """The entries from `start` up to `stop`: the same memory."""
+        return Heap(self.offsets[start : stop + 1], self.data)
+
     def take(self, places: NDArray[Any]) -> Heap:
         """A heap of the entries at `places`, in that order."""
         places = np.asarray(places)

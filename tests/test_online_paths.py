@@ -24,6 +24,7 @@ from featuredb.frames.arrays import to_pylist
 from featuredb.online import decode, few, index, kernels
 from featuredb.online.index import OnlineIndex, OnlineRows
 from featuredb.schema import SCALAR_NAMES
+from featuredb.storage.crc import crc_tables
 from featuredb.storage.env import Env, ReadTxn, open_env
 from featuredb.storage.keys import encode_keys
 from featuredb.storage.registry import StoredTable
@@ -176,7 +177,7 @@ def test_rows_whose_lengths_do_not_add_up_are_damaged_though_their_checksum_is_r
 def test_the_compiled_checksum_is_that_of_zlib() -> None:
     import zlib
 
-    tables = decode.crc_tables().reshape(8, 256)
+    tables = crc_tables().reshape(8, 256)
     for zeros in range(8):
         for byte in (0, 1, 77, 255):
             # Without the first and last inversion, of which zlib's are made.

@@ -14,8 +14,9 @@ from featuredb.columns import Column, Heap
 from featuredb.limits import ABSENT_US
 from featuredb.online import kernels
 from featuredb.online.pagewalk import Located, Lookup
-from featuredb.online.row import RowLayout, crc_tables
+from featuredb.online.row import RowLayout
 from featuredb.schema import DType
+from featuredb.storage.crc import crc_tables
 from featuredb.threads import over_rows
 
 # Below this a second thread costs more than it gains.

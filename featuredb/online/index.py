@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from featuredb.columns import Column, Columns, Heap, concat, null_column, zeroed
 from featuredb.frames.arrays import to_pylist
 from featuredb.limits import ABSENT_US, BATCH_BYTES_TARGET, KEY_BYTES_MAX, NS_ONLINE
-from featuredb.online.row import HEADER_BYTES, Buffer, KeyName, RowLayout, crc_tables, damaged, read_headers
+from featuredb.online.row import HEADER_BYTES, Buffer, KeyName, RowLayout, damaged, read_headers
 from featuredb.schema import DTYPES
+from featuredb.storage.crc import crc_tables
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keys import decode_keys, sort_order, whole_keys
 from featuredb.storage.registry import StoredTable
@@ -135,9 +136,10 @@ class OnlineIndex:
         commit = np.broadcast_to(np.asarray(commit_id, dtype=np.uint64), len(keys))
         order = sort_order(keys)
         keys = keys.take(order)
+        names = whole_keys(self.prefix, keys)
         last = txn.last(b"")
         # Beyond the greatest key of the tree nothing can be stored yet, and appending fills pages to the brim.
-        append = last is None or bytes(last[0]) < self.prefix + keys.take(np.zeros(1, dtype=np.int64)).tolist()[0]
+        append = last is None or bytes(last[0]) < names.part(0, 1).tolist()[0]
         lookup = None if append else Lookup(txn, self.prefix, keys)
         save = online_saver(txn, self.table.id)
         written = 0
@@ -146,7 +148,7 @@ class OnlineIndex:
             stop = min(start + step, len(order))
             rows = order[start:stop]
             packed = self.pack(event[rows], created[rows], commit[rows], {n: c.take(rows) for n, c in columns.items()})
-            full, values = self._full_keys(keys.take(np.arange(start, stop))), packed.tolist()
+            full, values = names.part(start, stop).tolist(), packed.tolist()
             if lookup is not None:
                 wins = self._wins(lookup, keys, start, stop, packed)
                 if not wins.all():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -21,6 +20,7 @@ from featuredb.columns import Column, Heap, zeroed
 from featuredb.errors import CorruptionError, LimitError
 from featuredb.limits import CHUNK_BYTES_MAX
 from featuredb.schema import DType
+from featuredb.storage.crc import crc_tables
 
 Buffer = bytes | memoryview
 KeyName = Callable[[int], object]
@@ -32,7 +32,6 @@ HEADER_BYTES = HEADER.itemsize
 # The same for `struct`.
 HEADER_CODES = "<IHqqQ"
 VERSION_MAX = 0xFFFF
-_POLYNOMIAL = 0xEDB88320
 _checked = itemgetter(slice(4, None))
 _header = itemgetter(slice(0, HEADER_BYTES))
 
@@ -57,17 +56,6 @@ def read_headers(buffers: Sequence[Buffer], table: str, key_of: KeyName) -> NDAr
     if len(wrong):
         raise damaged("its checksum does not match", table, key_of(int(wrong[0])))
     return headers
-
-
-@lru_cache(maxsize=1)
-def crc_tables() -> NDArray[np.uint32]:
-    """For the kernels: entry ``256 * n + byte`` is the CRC-32 of a byte followed by `n` zero bytes."""
-    tables = np.arange(256, dtype=np.uint32)[None, :].repeat(8, axis=0)
-    for _ in range(8):
-        tables[0] = tables[0] >> 1 ^ np.where(tables[0] & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
-    for n in range(1, 8):
-        tables[n] = tables[n - 1] >> 8 ^ tables[0][tables[n - 1] & 255]
-    return tables.reshape(-1)
 
 
 class RowLayout:

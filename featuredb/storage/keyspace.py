@@ -16,17 +16,24 @@ from numpy.typing import NDArray
 from featuredb.columns import Heap
 from featuredb.errors import CorruptionError, LimitError
 from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_KEY
+from featuredb.storage.crc import crc32_rows
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keys import sort_order, whole_keys
 from featuredb.storage.records import pack, unpack
 
 
-def _pack_codes(keys: Sequence[bytes], codes: NDArray[np.int32]) -> list[bytes]:
+def _pack_codes(keys: Heap, codes: NDArray[np.int32]) -> list[bytes]:
     """The value of each key in the tree: its code, little-endian, and the checksum of both."""
     words = np.empty((len(keys), 2), dtype="<u4")
     words[:, 0] = codes
-    packed = words[:, 0].copy().view("V4").tolist()
-    words[:, 1] = np.fromiter(map(zlib.crc32, map(bytes.__add__, keys, packed)), dtype=np.uint32, count=len(keys))
+    packed = words[:, :1].copy()
+    width = keys.width
+    if width:
+        raw = keys.data[keys.offsets[0] : keys.offsets[-1]].reshape(-1, width)
+        words[:, 1] = crc32_rows(np.concatenate([raw, packed.view(np.uint8)], axis=1))
+    else:
+        both = map(bytes.__add__, keys.tolist(), packed.view("V4").reshape(-1).tolist())
+        words[:, 1] = np.fromiter(map(zlib.crc32, both), dtype=np.uint32, count=len(keys))
     return words.view("V8").reshape(-1).tolist()
 
 
@@ -38,7 +45,9 @@ def code_of(key: bytes, raw: memoryview) -> int | None:
 
 
 def _pack_block(keys: Heap) -> bytes:
-    body = np.uint32(len(keys)).tobytes() + keys.offsets.astype("<u4").tobytes() + keys.data.tobytes()
+    start, stop = int(keys.offsets[0]), int(keys.offsets[-1])
+    offsets = (keys.offsets - start).astype("<u4")
+    body = np.uint32(len(keys)).tobytes() + offsets.tobytes() + keys.data[start:stop].tobytes()
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 
@@ -111,7 +120,6 @@ class KeySpace:
         first = self.count(txn)
         if first + len(keys) > ENTITIES_MAX:
             raise LimitError(f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys")
-        raw = keys.tolist()
         codes = np.arange(first, first + len(keys), dtype=np.int32)
         order = sort_order(keys)
         ordered = keys.take(order)
@@ -119,17 +127,17 @@ class KeySpace:
         # At the end of the file, as in a new one, pages are filled one after the other; elsewhere they are split.
         last = txn.last(b"")
         append = last is None or last[0] < names[0]
-        txn.put_many(zip(names, _pack_codes(ordered.tolist(), codes[order]), strict=True), append)
+        txn.put_many(zip(names, _pack_codes(ordered, codes[order]), strict=True), append)
         done = 0
         while done < len(keys):
             block, used = divmod(first + done, KEYS_PER_BLOCK)
             step = min(KEYS_PER_BLOCK - used, len(keys) - done)
             key = self._block_prefix + block.to_bytes(4, "big")
-            held: list[bytes] = []
-            if used:
-                stored = txn.get(key)
-                held = [] if stored is None else _unpack_block(stored, self._block_name(block)).tolist()
-            txn.put(key, _pack_block(Heap.of(held + raw[done : done + step])))
+            part = keys.part(done, done + step)
+            stored = txn.get(key) if used else None
+            if stored is not None:
+                part = Heap.concat([_unpack_block(stored, self._block_name(block)), Heap.of(part.tolist())])
+            txn.put(key, _pack_block(part))
             done += step
         return codes
 
