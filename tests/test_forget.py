@@ -174,6 +174,27 @@ def test_a_composite_key_is_forgotten_by_all_its_entities_or_by_any(loaded: fdb.
     assert loaded.verify().ok
 
 
+@pytest.mark.parametrize("given", [{"user": ["ann"]}, {"item": [1], "user": ["ann"]}])
+def test_keys_that_have_online_values_alone_are_found(db: fdb.Database, given: dict[str, list[Any]]) -> None:
+    """Also those that only a snapshot shows."""
+    define(db)
+    db.ingest("clicks", [row("ann", 1), row("bob", 1)], to="online")
+    assert entries(db, NS_KEY) == []
+    db.snapshot("held")
+    db.ingest("clicks", [row("ann", 1, day=1)], to="online")
+    db.delete_feature_table("clicks")
+    with pytest.raises(fdb.InputError, match=r"'held' holds rows"):
+        db.forget(given)
+    db.drop_snapshot("held")
+    define(db)
+    db.ingest("clicks", [row("ann", 1), row("bob", 1)], to="online")
+    report = db.forget(given)
+    assert (report.keys_found, report.online_keys_removed["clicks"]) == (1, 1)
+    assert online(db, "clicks", user=["ann", "bob"], item=[1, 1]) == ["NOT_FOUND", "PRESENT"]
+    assert not [key for key, value in entries(db, b"") if b"ann" in key + value]
+    assert db.verify().ok
+
+
 def test_only_the_tables_named_lose_rows_and_the_key_stays_for_the_others(loaded: fdb.Database) -> None:
     report = loaded.forget({"user": ["ann"]}, tables=["users"])
     assert report.rows_removed == {"users": 2}

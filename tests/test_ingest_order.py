@@ -98,9 +98,14 @@ def define(db: fdb.Database, source: fdb.FileSource | None = None) -> None:
     )
 
 
-@given(case=cases(tables_max=1, created=True), batch_rows=st.integers(1, 5), memory_rows=st.sampled_from([None, 100]))
+@given(
+    case=cases(tables_max=1, created=True),
+    batch_rows=st.integers(1, 5),
+    memory_rows=st.sampled_from([None, 100]),
+    to=st.sampled_from(["both", "online"]),
+)
 def test_reports_commits_and_rows_do_not_depend_on_the_size_of_batches(
-    case: Case, batch_rows: int, memory_rows: int | None
+    case: Case, batch_rows: int, memory_rows: int | None, to: Any
 ) -> None:
     (table,) = case.tables
     reports: list[Any] = [[], []]
@@ -110,7 +115,7 @@ def test_reports_commits_and_rows_do_not_depend_on_the_size_of_batches(
                 small_batches(patch, batch_rows, memory_rows)
             db.apply(case.definitions)
             for batch in [*table.batches, *table.batches]:
-                report = db.ingest(table.name, table.data(batch, case.entities))
+                report = db.ingest(table.name, table.data(batch, case.entities), to=to)
                 # Of rows that are alike, which count as repeated depends on what a batch can see.
                 alike = report.rows_unchanged + report.rows_repeated
                 counts = (report.rows_read, report.rows_ingested, report.online_keys_updated, report.commit_id)

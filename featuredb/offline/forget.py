@@ -9,15 +9,15 @@ free pages of the file until it is written anew, see `storage.rewrite`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Column
+from featuredb.columns import Column, Heap
 from featuredb.errors import InputError, NotFoundError, Problem, input_error
 from featuredb.frames import open_table
 from featuredb.frames.arrays import to_pylist
@@ -26,6 +26,7 @@ from featuredb.limits import KEY_BYTES_MAX, NS_ONLINE
 from featuredb.offline.merge import read_rows
 from featuredb.offline.rows import live_dtypes
 from featuredb.offline.tail import flush_tail
+from featuredb.online.index import BATCH_ROWS
 from featuredb.online.keys import key_columns
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn, WriteTxn
@@ -37,7 +38,7 @@ from featuredb.storage.registry import Registry, StoredTable, read_registry
 from featuredb.storage.rejected import RejectedRow, drop_rejected
 from featuredb.storage.segment import SegmentCache
 from featuredb.storage.segment_writer import write_segment
-from featuredb.storage.snapshots import SnapshotTxn, drop_saved, find_snapshot, snapshots
+from featuredb.storage.snapshots import SnapshotTxn, drop_saved, find_snapshot, saved_prefix, snapshots
 from featuredb.storage.tail import tail_codes
 
 _SUBJECT = "keys"
@@ -168,7 +169,9 @@ def _tables_named(
 
 @dataclass(slots=True)
 class _Space:
-    """The keys meant in one key space: codes ascending, the key bytes of each, and which of those given it is."""
+    """The keys meant in one key space: codes ascending (-1 of keys without one), the key bytes of each, and which of
+    those given it is.
+    """
 
     space: KeySpace
     tables: list[StoredTable]
@@ -207,26 +210,31 @@ def _matched(
     if set(names) == set(entities):
         named = dict(zip(keys.encoded(entities), keys.encoded(names), strict=True))
         # LMDB refuses keys longer than any that is stored.
-        raw = [key for key in named if len(key) <= KEY_BYTES_MAX]
-        codes = space.lookup(txn, raw)
-        found = sorted((int(code), key, named[key]) for code, key in zip(codes, raw, strict=True) if code >= 0)
+        named = {key: given for key, given in named.items() if len(key) <= KEY_BYTES_MAX}
     else:
+        named = {}
         wanted = set(keys.encoded(names))
-        found = []
-        first = 0
-        for block in space.blocks(txn):
-            whole = np.flatnonzero(np.diff(block.offsets))
-            columns = dict(zip(entities, decode_keys(block.take(whole), dtypes), strict=True))
+        for block in chain(space.blocks(txn), _online_keys(txn, space.id)):
+            held = block.take(np.flatnonzero(np.diff(block.offsets)))
+            columns = dict(zip(entities, decode_keys(held, dtypes), strict=True))
             parts = encode_keys([columns[name] for name in names]).tolist()
-            raw = block.tolist()
-            found += [
-                (first + place, raw[place], part)
-                for place, part in zip(whole.tolist(), parts, strict=True)
-                if part in wanted
-            ]
-            first += len(block)
-    codes = np.array([code for code, _, _ in found], dtype=np.int32)
-    return _Space(space, [], codes, [key for _, key, _ in found], [given for _, _, given in found])
+            named.update(pair for pair in zip(held.tolist(), parts, strict=True) if pair[1] in wanted)
+    found = sorted(zip(space.lookup(txn, list(named)).tolist(), named.items(), strict=True))
+    codes = np.array([code for code, _ in found], dtype=np.int32)
+    return _Space(space, [], codes, [key for _, (key, _) in found], [given for _, (_, given) in found])
+
+
+def _online_keys(txn: ReadTxn, space_id: int) -> Iterator[Heap]:
+    """The keys of a key space that have an online row, now or in a snapshot, in batches; some more than once."""
+    layers = [(NS_ONLINE, read_registry(txn))]
+    layers += [(saved_prefix(view.snapshot), read_registry(view)) for _, view in _views(txn)]
+    for layer, registry in layers:
+        for table in registry.tables.values():
+            if table.space_id == space_id and table.definition.online:
+                prefix = layer + table.id.to_bytes(4, "big")
+                entries = txn.scan(prefix)
+                while batch := [bytes(key[len(prefix) :]) for key, _ in islice(entries, BATCH_ROWS)]:
+                    yield Heap.of(batch)
 
 
 def _spaces(txn: ReadTxn, registry: Registry, keys: GivenKeys, tables: list[StoredTable], every: bool) -> list[_Space]:
@@ -343,8 +351,10 @@ def _forget_keys(txn: WriteTxn, cache: SegmentCache, registry: Registry, space: 
     gone = np.flatnonzero(~space.needed)
     if not len(gone):
         return
-    space.space.forget(txn, space.codes[gone])
-    space.touched[gone] = True
+    coded = gone[space.codes[gone] >= 0]
+    if len(coded):
+        space.space.forget(txn, space.codes[coded])
+        space.touched[coded] = True
     keys = [space.keys[place] for place in gone.tolist()]
     for _, view in _views(txn):
         for table in read_registry(view).tables.values():

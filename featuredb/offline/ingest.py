@@ -309,7 +309,8 @@ class Ingest:
         outcome = _Outcome(list(self._segments), dict(self._dead), self._latest)
         next_ids = [read_manifest(txn, self._table.id).next_segment_id, *(ref.id + 1 for ref in outcome.segments)]
         commit = uniform(commit_id, len(batch))
-        codes = taken(self._codes(txn, batch.keys), batch.number)
+        # Online values are found by the keys themselves: without history, a key needs no code.
+        codes = batch.number if self._to == "online" else taken(self._codes(txn, batch.keys), batch.number)
         rows = sort_rows(Rows(codes, batch.event, batch.created, commit, batch.columns))
         if not len(batch):
             return outcome, rows, 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featuredb.columns import Heap
 from featuredb.offline.rows import concat_rows, last_of_each, sort_rows
+from featuredb.storage.encode import number_entries
 from featuredb.storage.segment_writer import Rows
 
 
@@ -20,7 +21,7 @@ class Latest:
     parts: tuple[tuple[Rows, Heap], ...] = ()
 
     def add(self, rows: Rows, keys: Heap) -> Latest:
-        """With one more batch: a row for each key, sorted by code, and the key of each."""
+        """With one more batch: a row for each key, and the key of each."""
         parts = [*self.parts, (rows, keys)]
         while len(parts) > 1 and 2 * len(parts[-1][0]) > len(parts[-2][0]):
             parts[-2:] = [_fold(parts[-2], parts[-1])]
@@ -37,11 +38,14 @@ class Latest:
 
 
 def _fold(earlier: tuple[Rows, Heap], later: tuple[Rows, Heap]) -> tuple[Rows, Heap]:
-    rows = sort_rows(concat_rows([earlier[0], later[0]]))
+    keys = Heap.concat([earlier[1], later[1]])
+    # Codes are of one batch, where the keys are given none in the file.
+    numbers, _ = number_entries(keys)
+    rows = sort_rows(replace(concat_rows([earlier[0], later[0]]), codes=numbers))
     last = last_of_each(rows.codes)
     kept = rows.take(last)
     order = last if rows.places is None else rows.places[last]
     # Without the values of rows that are gone, the heaps stay as small as the rows.
     columns = {feature: column.compact() for feature, column in kept.columns.items()}
     rows = Rows(kept.codes, kept.event, kept.created, kept.commit, columns)
-    return rows, Heap.concat([earlier[1], later[1]]).take(order)
+    return rows, keys.take(order)

@@ -13,11 +13,12 @@ from featuredb.limits import ABSENT_US, TIMESTAMP_MAX_US
 from featuredb.offline.chunks import system_chunk
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.gather import Gatherer
-from featuredb.offline.rows import live_dtypes
+from featuredb.offline.rows import distinct_codes, live_dtypes, run_bounds
 from featuredb.offline.search import Found, Query, search
 from featuredb.offline.tail import table_readers
 from featuredb.online.index import OnlineIndex
 from featuredb.storage.env import ReadTxn, WriteTxn
+from featuredb.storage.keys import sort_order
 from featuredb.storage.log import append_commit, last_commit
 from featuredb.storage.pending import clear_pending, pending_since
 from featuredb.storage.registry import StoredTable, read_registry
@@ -27,13 +28,14 @@ from featuredb.storage.segment import COMMIT, SegmentCache, SegmentReader
 def _codes_since(reader: SegmentReader, since_commit: int) -> NDArray[np.int32]:
     """The codes that have a row of commit `since_commit` or later."""
     codes, starts = reader.entity_index()
-    found = [codes[:0]]
+    found = []
     for chunk, (first, stop) in enumerate(reader.chunk_bounds(COMMIT)):
         # One value stands for a whole segment that no merge has made.
         recent = np.broadcast_to(system_chunk(reader, COMMIT, chunk) >= since_commit, stop - first)
         positions = first + np.flatnonzero(recent)
-        found.append(np.unique(codes[np.searchsorted(starts, positions, side="right") - 1]))
-    return np.unique(np.concatenate(found))
+        runs = np.searchsorted(starts, positions, side="right").astype(np.int32) - 1
+        found.append(codes[runs[run_bounds(runs)[:-1]]])
+    return distinct_codes(found)
 
 
 def latest(
@@ -49,10 +51,9 @@ def latest(
     With `since_commit` only codes that have a row of that commit or later; their greatest may be an older one.
     """
     readers = table_readers(txn, cache, table)
-    codes = np.zeros(0, dtype=np.int32)
-    for reader in readers:
-        found_codes = reader.entity_index()[0] if since_commit is None else _codes_since(reader, since_commit)
-        codes = np.union1d(codes, found_codes).astype(np.int32)
+    codes = distinct_codes(
+        [reader.entity_index()[0] if since_commit is None else _codes_since(reader, since_commit) for reader in readers]
+    )
     newest = TIMESTAMP_MAX_US if end_us is None else end_us
     floor_us = ABSENT_US + 1 if start_us is None else start_us
     times = np.full(len(codes), newest, dtype=np.int64)
@@ -91,6 +92,9 @@ def materialize(
     if not len(codes):
         return 0
     keys = dictionary_of(table).keys(txn, codes)
+    # In the order in which they are written, values are gathered once.
+    order = sort_order(keys)
+    keys, found = keys.take(order), found.take(order)
     # The rows keep their own commits: the order among rows of equal timestamps is that of history.
     commits = Gatherer(found).commits()
     return OnlineIndex(table).update(txn, keys, found.event, found.created, commits, latest_columns(table, found))

@@ -25,7 +25,7 @@ from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.explain import Explanation
 from featuredb.offline.joiner import Selection, gather, select, timestamps
 from featuredb.offline.lineage import known_at_text
-from featuredb.offline.rows import total_order
+from featuredb.offline.rows import distinct_codes, total_order
 from featuredb.offline.search import NO_TIMES, Found, Query, make_query, search, with_max_age
 from featuredb.offline.tail import table_readers
 from featuredb.offline.training import Snapshot, TrainingSet, shown_names
@@ -145,7 +145,7 @@ class StoredRows:
         ]
         if not indexes:
             return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
-        codes = np.unique(np.concatenate([codes for codes, _ in indexes]))
+        codes = distinct_codes([codes for codes, _ in indexes])
         counts = np.zeros(len(codes), dtype=np.int64)
         for own, starts in indexes:
             counts[np.searchsorted(codes, own)] += 1 if self._span.latest else np.diff(starts)

@@ -134,6 +134,17 @@ def joined(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
+def distinct_codes(parts: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """The codes of all parts, each of them ascending: ascending, none twice.
+
+    Sorted, for `numpy.unique` hashes: 1 million codes of one part take it 0.3 s.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    codes = np.sort(np.concatenate([np.zeros(0, dtype=np.int32), *parts]))
+    return codes[run_bounds(codes)[:-1]]
+
+
 def last_of_each(codes: NDArray[np.int32]) -> NDArray[np.int64]:
     """Positions of the last row of each code in sorted `codes`."""
     return run_bounds(codes)[1:] - 1

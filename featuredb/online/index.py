@@ -135,7 +135,8 @@ class OnlineIndex:
             return 0
         commit = np.broadcast_to(np.asarray(commit_id, dtype=np.uint64), len(keys))
         order = sort_order(keys)
-        keys = keys.take(order)
+        ordered = bool(np.all(order[1:] > order[:-1]))
+        keys = keys if ordered else keys.take(order)
         names = whole_keys(self.prefix, keys)
         last = txn.last(b"")
         # Beyond the greatest key of the tree nothing can be stored yet, and appending fills pages to the brim.
@@ -146,7 +147,7 @@ class OnlineIndex:
         step = self._batch_rows
         for start in range(0, len(order), step):
             stop = min(start + step, len(order))
-            rows = order[start:stop]
+            rows = slice(start, stop) if ordered else order[start:stop]
             packed = self.pack(event[rows], created[rows], commit[rows], {n: c.take(rows) for n, c in columns.items()})
             full, values = names.part(start, stop).tolist(), packed.tolist()
             if lookup is not None:

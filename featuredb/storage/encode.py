@@ -122,7 +122,7 @@ def distinct(column: Column) -> Column:
     kept = heap if len(places) == len(heap) else heap.take(places)
     numbers = np.arange(len(kept), dtype=np.int32)
     if len(kept) <= max(1024, len(column) // 2):
-        numbers, firsts = _numbered(kept)
+        numbers, firsts = number_entries(kept)
         kept = kept if len(firsts) == len(kept) else kept.take(firsts)
     if len(kept) == len(heap):
         return column
@@ -132,7 +132,7 @@ def distinct(column: Column) -> Column:
     return Column(column.dtype, zeroed(data, column.valid), column.valid, kept)
 
 
-def _numbered(heap: Heap) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def number_entries(heap: Heap) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The number of each entry among the distinct ones, and the first entry of each."""
     numbers, firsts = np.empty(len(heap), dtype=np.int32), np.empty(len(heap), dtype=np.int32)
     table = np.full(1 << max(4, (2 * len(heap)).bit_length()), -1, dtype=np.int32)

@@ -208,6 +208,8 @@ def sort_order(keys: Heap) -> NDArray[np.int64]:
         return np.array(sorted(range(len(entries)), key=entries.__getitem__), dtype=np.int64)
     if np.all(widths == 8):
         words = keys.data[: keys.offsets[-1]].view(">u8").astype(np.uint64)
+        if np.all(words[1:] > words[:-1]):
+            return np.arange(len(words))
         return np.argsort(words, kind="stable")
     # Padded with zeros, and then by length, keys are in the order of their bytes. The byte of the length is never
     # zero: numpy would ignore that at the end.

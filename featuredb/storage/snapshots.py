@@ -77,6 +77,11 @@ class Snapshot:
         return f"Snapshot(name={self.name!r}, commit_id={self.commit_id}, time={self.time.isoformat()!r})"
 
 
+def saved_prefix(snapshot: Snapshot) -> bytes:
+    """What online rows saved under it begin with; as of other online rows, table id and key follow."""
+    return NS_UNDO + _id_bytes(snapshot.id)
+
+
 def _id_bytes(snapshot_id: int) -> bytes:
     return snapshot_id.to_bytes(SNAPSHOT_ID_BYTES, "big")
 
