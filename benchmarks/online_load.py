@@ -6,7 +6,6 @@ that has history and no online values, which is copied before each run.
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from benchmarks.check import Answer
 from benchmarks.join import REFERENCES, TABLE, define
 from benchmarks.online_many import arrays_answer, lmdb_answer, lmdb_columns
 from benchmarks.online_one import COLUMNS, latest_rows, packed_row, tuples_answer
-from benchmarks.peers import SQL_TYPES, Case, System, removed
+from benchmarks.peers import SQL_TYPES, Case, System, copied, removed
 from benchmarks.workload import FEATURES, KEY, history_frame, latest_frame
 
 
@@ -49,7 +48,7 @@ def _load_materialize(folder: Path) -> Case:
 
     def before() -> None:
         removed(path)()
-        shutil.copyfile(folder / "offline.fdb", path)
+        copied(folder / "offline.fdb", path)
 
     def run() -> None:
         with fdb.open(path) as db:

@@ -6,7 +6,6 @@ What the file system takes is measured in turns with them: 4 KiB written to a fi
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import count
@@ -18,7 +17,7 @@ from benchmarks.check import Answer
 from benchmarks.join import REFERENCES, TABLE
 from benchmarks.online_many import arrays_answer
 from benchmarks.online_one import prepare_featuredb, prepare_lmdb, wanted_keys
-from benchmarks.peers import Case, System
+from benchmarks.peers import Case, System, copied
 from benchmarks.workload import KEY, TIME, WRITES, as_users_hold_it
 
 _BLOCK_BYTES = 4096
@@ -40,7 +39,7 @@ def _load_featuredb(durability: str) -> Callable[[Path], Case]:
     def load(folder: Path) -> Case:
         rows = _rows(folder)
         path = folder / f"write_{durability}.fdb"
-        shutil.copyfile(folder / "online.fdb", path)
+        copied(folder / "online.fdb", path)
         db = fdb.open(path, durability=durability)  # type: ignore[arg-type]
         last = max(row[TIME] for row in rows)
         seconds: Iterator[int] = count(1)
@@ -61,7 +60,7 @@ def _load_lmdb(folder: Path) -> Case:
     import lmdb
 
     path = folder / "write.lmdb"
-    shutil.copyfile(folder / "online.lmdb", path)
+    copied(folder / "online.lmdb", path)
     env = lmdb.open(str(path), subdir=False, map_size=1 << 32, lib_version=0)
 
     def answer(results: list[bool]) -> Answer:

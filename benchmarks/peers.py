@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -153,6 +154,13 @@ def find_system(what: str, name: str) -> System:
 def arrow_result(relation: Any) -> Any:
     """A DuckDB relation as an Arrow table; the method was renamed in DuckDB 1.4."""
     return relation.to_arrow_table() if hasattr(relation, "to_arrow_table") else relation.fetch_arrow_table()
+
+
+def copied(source: Path, path: Path) -> None:
+    """A copy that is on the disk: what is written to it later must not wait for the copy."""
+    shutil.copyfile(source, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def removed(path: Path) -> Callable[[], None]:
