@@ -105,8 +105,11 @@ class ReadTxn:
         try:
             cursor = self._txn.cursor()
             entries = cursor.iternext() if cursor.set_range(prefix + start) else iter(())
-            # One comparison for many entries: the last of a batch tells whether all of it belongs.
-            while batch := list(islice(entries, SCAN_ENTRIES)):
+            # One comparison for many entries: the last of a batch tells whether all of it belongs. More and more of
+            # them, for behind the prefix there may be others that cost reading their pages (none found: 2 us, not 140).
+            ahead = 1
+            while batch := list(islice(entries, ahead)):
+                ahead = min(8 * ahead, SCAN_ENTRIES)
                 whole = batch[-1][0][:size] == prefix
                 for entry in batch:
                     if self._txn is None or not (whole or entry[0][:size] == prefix):
