@@ -5,7 +5,6 @@ Numba keeps machine code in a folder; it is either full, from the run before tha
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,9 @@ def _load(compiled: bool) -> Any:
 
         def run() -> tuple[float, None]:
             with tempfile.TemporaryDirectory(prefix="numba-", dir=folder) as empty:
-                environment = {**os.environ, "NUMBA_CACHE_DIR": cache.name if compiled else empty}
+                variables = {"NUMBA_CACHE_DIR": cache.name if compiled else empty}
                 arguments = ["-m", "benchmarks.first_join", str(folder), str(out)]
-                return timed_process(arguments, environment)[0], None
+                return timed_process(arguments, variables)[0], None
 
         def answer(_: None) -> Answer:
             table = pq.read_table(out)
