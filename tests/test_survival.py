@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from survival.examine import allowed_digests
 from survival.mutations import FAULTS, StorageFault
-from survival.results import table
+from survival.results import README, readme_table, table
 from survival.runs import Expected, Plan
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +79,11 @@ def test_results_of_the_long_run_are_whole() -> None:
     for record in json.loads((ROOT / "tests/survival/results.json").read_text(encoding="utf-8")):
         assert record["violations"] == record["verdicts"].get("violation", 0)
         assert record["cases"] == sum(record["verdicts"].values()) > 0
+
+
+def test_the_readme_shows_the_results_of_the_long_runs() -> None:
+    kept = json.loads((ROOT / "tests/survival/results.json").read_text(encoding="utf-8"))
+    assert readme_table(README.read_text(encoding="utf-8")) == table(kept)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

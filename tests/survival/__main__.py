@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import damage, iofaults, kill, powerloss, space
-from .results import FILE, Outcome, save, table
+from .results import FILE, README, Outcome, into_readme, save, table
 from .runs import warm_up
 
 # Cases of a short run, and what runs them.
@@ -34,13 +34,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.survival", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("profiles", nargs="+", choices=[*PROFILES, "table"], help="`table` prints the kept results")
+    parser.add_argument(
+        "profiles",
+        nargs="+",
+        choices=[*PROFILES, "table"],
+        help="`table` prints the kept results, and puts them into the README",
+    )
     parser.add_argument("--count", type=int, help="cases of each profile")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--results", type=Path, default=FILE, help="JSON file to keep the results in")
     given = parser.parse_args()
     if given.profiles == ["table"]:
-        print(table(json.loads(given.results.read_text(encoding="utf-8"))))
+        kept = json.loads(given.results.read_text(encoding="utf-8"))
+        print(table(kept))
+        into_readme(kept, README)
         return
     # Children are forked from this process, which has no threads of its own.
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")

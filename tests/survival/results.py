@@ -12,6 +12,8 @@ from typing import Any
 from .children import Died
 
 FILE = Path(__file__).parent / "results.json"
+README = Path(__file__).parent.parent.parent / "README.md"
+START, END = "<!-- survival:start -->\n", "\n<!-- survival:end -->"
 SHOWN_MAX = 20
 
 
@@ -72,3 +74,14 @@ def table(records: list[dict[str, Any]]) -> str:
             f"| {record['seconds']:,.0f} |"
         )
     return "\n".join(lines)
+
+
+def readme_table(text: str) -> str:
+    """The table that a README holds between its markers."""
+    return text.partition(START)[2].partition(END)[0]
+
+
+def into_readme(records: list[dict[str, Any]], path: Path) -> None:
+    """Put the table of the records between the markers of a README."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(START)
+    path.write_text(before + START + table(records) + END + rest.partition(END)[2], encoding="utf-8")
