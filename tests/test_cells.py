@@ -207,13 +207,52 @@ def test_slices_are_those_of_the_codes_and_every_chunk_of_them_is_marked() -> No
     cells = np.array([[0, *plain], [1, *plain], [0, -1, 3, 0, 0, 0, -1]], dtype=np.int64)
     codes = np.array([0, 3, 3, 4, 9, 12], dtype=np.int32)
     slices, marks = np.full((len(codes), 2), -1, dtype=np.int32), np.zeros(6, dtype=np.bool_)
-    zone = np.array([44, 4, 0, 0])
-    kernels.find_slices(frozen(codes), frozen(cells), frozen(addresses), frozen(zone), slices, marks)
+    times, best = np.full(len(codes), 50), np.zeros(0, dtype=np.int64)
+
+    def find(*zone: int) -> None:
+        kernels.find_slices(
+            frozen(codes),
+            frozen(times),
+            10,
+            best,
+            frozen(cells),
+            frozen(addresses),
+            frozen(np.array(zone)),
+            slices,
+            marks,
+        )
+
+    find(44, 4, 45, 60)
     assert slices.tolist() == [[0, 0], [7, 17], [7, 17], [0, 0], [40, 44], [0, 0]]
     assert np.flatnonzero(marks).tolist() == [0, 1, 2, 5]
     # A file that says otherwise is not read beyond its rows.
-    kernels.find_slices(frozen(codes), frozen(cells), frozen(addresses), frozen(np.array([9, 4, 0, 0])), slices, marks)
+    find(9, 4, 45, 60)
     assert slices.tolist() == [[0, 0], [7, 9], [7, 9], [0, 0], [9, 9], [0, 0]]
+
+
+def test_queries_that_a_segment_cannot_answer_have_no_slice_and_mark_nothing() -> None:
+    columns_of = {"codes": [3], "starts": [0, 8]}
+    arrays = [np.array(values, dtype=np.int32) for values in columns_of.values()]
+    addresses = np.array([array.__array_interface__["data"][0] for array in arrays], dtype=np.uint64)
+    plain = [-1, 62, 32, (1 << 32) - 1, 0, -8]
+    cells = np.array([[0, *plain], [1, *plain], [0, -1, 3, 0, 0, 0, -1]], dtype=np.int64)
+    # Events of the segment: 100 to 200. At most 10 old.
+    times = np.array([99, 100, 210, 211, 150, 150])
+    best = np.array([ABSENT_US, ABSENT_US, ABSENT_US, ABSENT_US, 200, 201])
+    codes = np.full(len(times), 3, dtype=np.int32)
+    for before, answered in ((best, [1, 2, 4]), (best[:0], [1, 2, 4, 5])):
+        slices, marks = np.full((len(times), 2), -1, dtype=np.int32), np.zeros(1, dtype=np.bool_)
+        zone = frozen(np.array([8, 1, 100, 200]))
+        kernels.find_slices(
+            frozen(codes), frozen(times), 10, before, frozen(cells), frozen(addresses), zone, slices, marks
+        )
+        assert np.flatnonzero(slices[:, 1]).tolist() == answered
+        assert marks.tolist() == [True]
+    none = np.zeros(1, dtype=np.bool_)
+    kernels.find_slices(
+        frozen(codes[:1]), frozen(times[:1]), 10, best[:1], frozen(cells), frozen(addresses), zone, slices[:1], none
+    )
+    assert not none.any()
 
 
 def test_the_absent_created_timestamp_is_that_of_the_limits() -> None:

@@ -190,7 +190,17 @@ def search(
             known_us = query.known_us[part] if len(query.known_us) > 1 else query.known_us
             slices = np.empty((part.stop - low, 2), dtype=np.int32)
             for number, segment, marks in chosen:
-                kernels.find_slices(codes[part], segment.cells, segment.addresses, segment.zone, slices, marks)
+                kernels.find_slices(
+                    codes[part],
+                    times[part],
+                    query.max_age_us,
+                    event,
+                    segment.cells,
+                    segment.addresses,
+                    segment.zone,
+                    slices,
+                    marks,
+                )
                 kernels.asof(
                     slices,
                     times[part],
@@ -200,7 +210,6 @@ def search(
                     commit_times,
                     segment.cells,
                     segment.addresses,
-                    segment.zone,
                     *segment.minima,
                     number,
                     event,
@@ -231,6 +240,16 @@ def _opened(reader: SegmentReader, query: Query, threads: int | None) -> Searcha
     if not segment.event.trusted.all():
         marks = np.zeros(len(segment.event.trusted), dtype=np.bool_)
         slices = np.empty((len(query.codes), 2), dtype=np.int32)
-        kernels.find_slices(frozen(query.codes), segment.cells, segment.addresses, segment.zone, slices, marks)
+        kernels.find_slices(
+            frozen(query.codes),
+            frozen(query.times),
+            query.max_age_us,
+            NO_TIMES,
+            segment.cells,
+            segment.addresses,
+            segment.zone,
+            slices,
+            marks,
+        )
         trust([(reader, segment.event, marks)], threads)
     return segment

@@ -29,8 +29,19 @@ from featuredb.offline.kernels.words import (
 _options = {"nogil": True, "cache": True, "boundscheck": False}
 
 _AHEAD = 16
-# Narrower columns stay in the cache by themselves.
-_AHEAD_BITS_MIN = 24
+# Values that lie closer together are in the cache by themselves.
+_AHEAD_BITS_MIN = 256
+
+
+@njit(inline="always", nogil=True)
+def _is_far(positions, width):
+    """Whether values are on average so far apart."""
+    count = len(positions)
+    if width >= 24 or count == 0:
+        return count > 0
+    first = max(np.int64(positions[0]), 0)
+    last = max(np.int64(positions[count - 1]), 0)
+    return (last - first) * width > _AHEAD_BITS_MIN * count
 
 
 @njit(**_options)
@@ -44,7 +55,7 @@ def gather(positions, rows, cells, addresses, offset, fill, out, valid):
     base = cells[0, BASE] + offset
     flags = len(valid) > 0
     count = len(positions)
-    far = width >= _AHEAD_BITS_MIN
+    far = _is_far(positions, width)
     for i in range(count):
         if far and i + _AHEAD < count:
             prefetch_at(addresses, table, shift, width, max(np.int64(positions[i + _AHEAD]), 0))
@@ -64,7 +75,7 @@ def gather_decimals(positions, rows, cells, addresses, power, fill, out, valid):
     mask, align, base = cells[0, MASK], cells[0, ALIGN], cells[0, BASE]
     flags = len(valid) > 0
     count = len(positions)
-    far = width >= _AHEAD_BITS_MIN
+    far = _is_far(positions, width)
     for i in range(count):
         if far and i + _AHEAD < count:
             prefetch_at(addresses, table, shift, width, max(np.int64(positions[i + _AHEAD]), 0))

@@ -14,6 +14,7 @@ from featuredb.offline.kernels.words import (
     SHIFT,
     TABLE,
     WIDTH,
+    prefetch_at,
     unpacked,
     value_at,
 )
@@ -115,26 +116,39 @@ def block_minima(cells, addresses, commit_times, knows, rows, out):
 
 
 @njit(**_options)
-def find_slices(codes, cells, addresses, zone, slices, marks):
+def find_slices(codes, times, max_age, best_event, cells, addresses, zone, slices, marks):
     """slices[i] = where the rows of codes[i] start and stop in a segment, for sorted `codes`; equal if it has none.
 
-    marks[chunk] = True for each chunk of event timestamps that has any of these rows.
+    So they are of a query that no row of the segment can answer, by its time or by what it has found before (none if
+    `best_event` is empty): of many segments that follow one another in time, most. marks[chunk] = True for each
+    chunk of event timestamps that has any of these rows.
     """
     entity = np.int64(0)
-    shift = cells[EVENT, SHIFT]
+    table, shift, width = cells[EVENT, TABLE], cells[EVENT, SHIFT], cells[EVENT, WIDTH]
+    event_min, event_max = zone[2], zone[3]
+    searched = len(best_event) > 0
+    held = np.int64(-1)
+    start = stop = np.int64(0)
     for i in range(len(codes)):
-        code = np.int64(codes[i])
-        if i > 0 and codes[i - 1] == codes[i]:
-            slices[i, 0] = slices[i - 1, 0]
-            slices[i, 1] = slices[i - 1, 1]
+        outside = times[i] < event_min or times[i] - max_age > event_max
+        if outside or (searched and best_event[i] > event_max):
+            slices[i, 0] = 0
+            slices[i, 1] = 0
             continue
-        entity = _find_entity(addresses, cells[CODES], zone[1], code, entity)
-        start, stop = _slice_of(addresses, cells, zone, entity, code)
+        code = np.int64(codes[i])
+        if code != held:
+            held = code
+            entity = _find_entity(addresses, cells[CODES], zone[1], code, entity)
+            start, stop = _slice_of(addresses, cells, zone, entity, code)
+            if start < stop:
+                middle = (start + stop) >> 1
+                prefetch_at(addresses, table, shift, width, middle)
+                prefetch_at(addresses, table, shift, width, (start + middle) >> 1)
+                prefetch_at(addresses, table, shift, width, (middle + stop) >> 1)
+                for chunk in range(start >> shift, ((stop - 1) >> shift) + 1):
+                    marks[chunk] = True
         slices[i, 0] = start
         slices[i, 1] = stop
-        if start < stop:
-            for chunk in range(start >> shift, ((stop - 1) >> shift) + 1):
-                marks[chunk] = True
 
 
 @njit(**_options)
@@ -147,7 +161,6 @@ def asof(
     commit_times,
     cells,
     addresses,
-    zone,
     block_min,
     superblock_min,
     segment,
@@ -162,15 +175,14 @@ def asof(
 
     Query i is for the rows from slices[i, 0] up to slices[i, 1] (see `find_slices`), at the time times[i], no older
     than `max_age` and not before `floor`; with `known_us` (else empty; of one entry for all, or one a query) only for
-    rows known by then. `cells` are the columns of the segment, `zone` its (rows, entities, least event, greatest). If
-    any row may have to be passed over, `block_min` and `superblock_min` are the minima of when rows became known over
-    each 64 and each 4096 rows, so that rows not yet known are stepped over in blocks; else they are empty. The best_
-    arrays are improved where this segment has a greater row. `places` and `sizes` are scratch, of `LANES` integers.
+    rows known by then. `cells` are the columns of the segment. If any row may have to be passed over, `block_min` and
+    `superblock_min` are the minima of when rows became known over each 64 and each 4096 rows, so that rows not yet
+    known are stepped over in blocks; else they are empty. The best_ arrays are improved where this segment has a
+    greater row. `places` and `sizes` are scratch, of `LANES` integers.
 
     Binary search within the entity's slice (kdb+ `aj` and the Polars as-of kernel search likewise), O(log rows) a row,
     of `LANES` queries in step: one after the other, they took 2.3 times as long, for each waited for its own loads.
     """
-    event_min, event_max = zone[2], zone[3]
     table, shift, width = cells[EVENT, TABLE], cells[EVENT, SHIFT], cells[EVENT, WIDTH]
     mask, align, base = cells[EVENT, MASK], cells[EVENT, ALIGN], cells[EVENT, BASE]
     created_width, created_base = cells[CREATED, WIDTH], cells[CREATED, BASE]
@@ -184,8 +196,6 @@ def asof(
             i = first + j
             places[j] = slices[i, 0]
             sizes[j] = slices[i, 1] - slices[i, 0]
-            if times[i] < event_min or times[i] - max_age > event_max or best_event[i] > event_max:
-                sizes[j] = 0
             longest = max(longest, sizes[j])
         if longest == 0:
             continue
