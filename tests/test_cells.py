@@ -199,60 +199,58 @@ def test_a_slice_that_goes_over_many_chunks_is_searched_whole() -> None:
         assert found.to_numpy()["n"].tolist() == np.minimum(asked // 10, rows - 1).tolist()
 
 
+def find_slices(
+    codes: list[int],
+    times: list[int],
+    best: list[int],
+    zone: list[int],
+    columns_of: dict[str, list[int]],
+) -> tuple[list[tuple[int, int, int]], list[int]]:
+    """The queries that a segment of these codes and starts may answer, with their slices, and the chunks marked."""
+    arrays = [np.array(values, dtype=np.int32) for values in columns_of.values()]
+    addresses = np.array([array.__array_interface__["data"][0] for array in arrays], dtype=np.uint64)
+    plain = [-1, 62, 32, (1 << 32) - 1, 0, -8]
+    cells = np.array([[0, *plain], [1, *plain], [0, -1, 3, 0, 0, 0, -1]], dtype=np.int64)
+    queries, slices = np.empty(len(codes), dtype=np.int32), np.empty((len(codes), 2), dtype=np.int32)
+    marks = np.zeros(6, dtype=np.bool_)
+    count = kernels.find_slices(
+        frozen(np.array(codes, dtype=np.int32)),
+        frozen(np.array(times)),
+        10,
+        np.array(best, dtype=np.int64),
+        frozen(cells),
+        frozen(addresses),
+        frozen(np.array(zone)),
+        queries,
+        slices,
+        marks,
+    )
+    found = zip(queries[:count].tolist(), slices[:count, 0].tolist(), slices[:count, 1].tolist(), strict=True)
+    return list(found), np.flatnonzero(marks).tolist()
+
+
 def test_slices_are_those_of_the_codes_and_every_chunk_of_them_is_marked() -> None:
     columns_of = {"codes": [2, 3, 7, 9], "starts": [0, 7, 17, 40, 44]}
-    arrays = [np.array(values, dtype=np.int32) for values in columns_of.values()]
-    addresses = np.array([array.__array_interface__["data"][0] for array in arrays], dtype=np.uint64)
-    plain = [-1, 62, 32, (1 << 32) - 1, 0, -8]
-    cells = np.array([[0, *plain], [1, *plain], [0, -1, 3, 0, 0, 0, -1]], dtype=np.int64)
-    codes = np.array([0, 3, 3, 4, 9, 12], dtype=np.int32)
-    slices, marks = np.full((len(codes), 2), -1, dtype=np.int32), np.zeros(6, dtype=np.bool_)
-    times, best = np.full(len(codes), 50), np.zeros(0, dtype=np.int64)
-
-    def find(*zone: int) -> None:
-        kernels.find_slices(
-            frozen(codes),
-            frozen(times),
-            10,
-            best,
-            frozen(cells),
-            frozen(addresses),
-            frozen(np.array(zone)),
-            slices,
-            marks,
-        )
-
-    find(44, 4, 45, 60)
-    assert slices.tolist() == [[0, 0], [7, 17], [7, 17], [0, 0], [40, 44], [0, 0]]
-    assert np.flatnonzero(marks).tolist() == [0, 1, 2, 5]
+    codes = [0, 3, 3, 4, 9, 12]
+    found, marked = find_slices(codes, [50] * 6, [], [44, 4, 45, 60], columns_of)
+    assert found == [(1, 7, 17), (2, 7, 17), (4, 40, 44)]
+    assert marked == [0, 1, 2, 5]
     # A file that says otherwise is not read beyond its rows.
-    find(9, 4, 45, 60)
-    assert slices.tolist() == [[0, 0], [7, 9], [7, 9], [0, 0], [9, 9], [0, 0]]
+    found, _ = find_slices(codes, [50] * 6, [], [9, 4, 45, 60], columns_of)
+    assert found == [(1, 7, 9), (2, 7, 9)]
 
 
-def test_queries_that_a_segment_cannot_answer_have_no_slice_and_mark_nothing() -> None:
+def test_queries_that_no_row_of_a_segment_can_answer_are_left_out_and_mark_nothing() -> None:
+    """Its events are from 100 to 200, and a row may be 10 older than the query."""
     columns_of = {"codes": [3], "starts": [0, 8]}
-    arrays = [np.array(values, dtype=np.int32) for values in columns_of.values()]
-    addresses = np.array([array.__array_interface__["data"][0] for array in arrays], dtype=np.uint64)
-    plain = [-1, 62, 32, (1 << 32) - 1, 0, -8]
-    cells = np.array([[0, *plain], [1, *plain], [0, -1, 3, 0, 0, 0, -1]], dtype=np.int64)
-    # Events of the segment: 100 to 200. At most 10 old.
-    times = np.array([99, 100, 210, 211, 150, 150])
-    best = np.array([ABSENT_US, ABSENT_US, ABSENT_US, ABSENT_US, 200, 201])
-    codes = np.full(len(times), 3, dtype=np.int32)
-    for before, answered in ((best, [1, 2, 4]), (best[:0], [1, 2, 4, 5])):
-        slices, marks = np.full((len(times), 2), -1, dtype=np.int32), np.zeros(1, dtype=np.bool_)
-        zone = frozen(np.array([8, 1, 100, 200]))
-        kernels.find_slices(
-            frozen(codes), frozen(times), 10, before, frozen(cells), frozen(addresses), zone, slices, marks
-        )
-        assert np.flatnonzero(slices[:, 1]).tolist() == answered
-        assert marks.tolist() == [True]
-    none = np.zeros(1, dtype=np.bool_)
-    kernels.find_slices(
-        frozen(codes[:1]), frozen(times[:1]), 10, best[:1], frozen(cells), frozen(addresses), zone, slices[:1], none
-    )
-    assert not none.any()
+    times = [99, 100, 210, 211, 150, 150]
+    best = [*([ABSENT_US] * 4), 200, 201]
+    zone = [8, 1, 100, 200]
+    for before, answered in ((best, [1, 2, 4]), ([], [1, 2, 4, 5])):
+        found, marked = find_slices([3] * 6, times, before, zone, columns_of)
+        assert found == [(query, 0, 8) for query in answered]
+        assert marked == [0]
+    assert find_slices([3], [99], [], zone, columns_of) == ([], [])
 
 
 def test_the_absent_created_timestamp_is_that_of_the_limits() -> None:

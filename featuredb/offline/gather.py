@@ -15,7 +15,6 @@ from featuredb.errors import CorruptionError
 from featuredb.offline import kernels
 from featuredb.offline.cells import Located, locate, trust
 from featuredb.offline.explain import TablePlan
-from featuredb.offline.rows import order_by_code
 from featuredb.offline.search import Found
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.segment import COMMIT, SegmentReader, frozen
@@ -117,13 +116,13 @@ def _parts(found: Found) -> list[_Part]:
     """The rows of each segment that has any; rows for which nothing was found are with the first."""
     if len(found.readers) <= 1:
         return [_Part(reader, frozen(found.position), frozen(found.rows)) for reader in found.readers]
-    segments = np.maximum(found.segment, 0)
-    order = order_by_code(segments)
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(segments, minlength=len(found.readers)))])
-    positions, rows = frozen(found.position[order]), frozen(found.rows[order])
+    stops = np.zeros(len(found.readers), dtype=np.int64)
+    positions, rows = np.empty_like(found.position), np.empty_like(found.rows)
+    kernels.split_by_segment(frozen(found.segment), frozen(found.position), frozen(found.rows), stops, positions, rows)
+    positions, rows = frozen(positions), frozen(rows)
     return [
         _Part(reader, positions[start:stop], rows[start:stop])
-        for reader, (start, stop) in zip(found.readers, pairwise(bounds.tolist()), strict=True)
+        for reader, (start, stop) in zip(found.readers, pairwise([0, *stops.tolist()]), strict=True)
         if start < stop
     ]
 

@@ -23,17 +23,6 @@ def live_dtypes(table: StoredTable) -> dict[int, DType]:
     return {table.feature_ids[f.name]: DTYPES[f.dtype] for f in table.definition.features}
 
 
-def order_by_code(codes: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Stable order of `codes` (none negative)."""
-    codes_max = int(codes.max()) + 1 if len(codes) else 0
-    if codes_max > 8 * len(codes) + 1024:
-        # Few rows of many entities: counting would walk the entities.
-        return np.argsort(codes, kind="stable")
-    order = np.empty(len(codes), dtype=np.int64)
-    kernels.counting_sort(codes, np.zeros(codes_max + 1, dtype=np.int64), order)
-    return order
-
-
 def run_bounds(codes: NDArray[np.int32]) -> NDArray[np.int64]:
     """Where each run of equal codes starts, and the length at the end."""
     if not len(codes):

@@ -181,16 +181,16 @@ def search(
     codes, times, commit_times = frozen(query.codes), frozen(query.times), frozen(query.commit_times)
 
     def work(start: int, stop: int) -> None:
-        scratch = np.empty((2, LANES), dtype=np.int64)
+        scratch = np.empty((3, LANES), dtype=np.int64)
         for low in range(start, stop, _SEARCH_ROWS):
             part = slice(low, min(low + _SEARCH_ROWS, stop))
             event, created = found.event[part], found.created[part]
             if not with_times:
                 event, created = np.full((2, part.stop - low), ABSENT_US, dtype=np.int64)
             known_us = query.known_us[part] if len(query.known_us) > 1 else query.known_us
-            slices = np.empty((part.stop - low, 2), dtype=np.int32)
+            queries, slices = np.empty(part.stop - low, dtype=np.int32), np.empty((part.stop - low, 2), dtype=np.int32)
             for number, segment, marks in chosen:
-                kernels.find_slices(
+                count = kernels.find_slices(
                     codes[part],
                     times[part],
                     query.max_age_us,
@@ -198,11 +198,13 @@ def search(
                     segment.cells,
                     segment.addresses,
                     segment.zone,
+                    queries,
                     slices,
                     marks,
                 )
                 kernels.asof(
-                    slices,
+                    queries[:count],
+                    slices[:count],
                     times[part],
                     query.max_age_us,
                     query.floor_us,
@@ -239,7 +241,7 @@ def _opened(reader: SegmentReader, query: Query, threads: int | None) -> Searcha
     segment = searchable(reader, len(query.known_us) > 0, query.commit_times, threads)
     if not segment.event.trusted.all():
         marks = np.zeros(len(segment.event.trusted), dtype=np.bool_)
-        slices = np.empty((len(query.codes), 2), dtype=np.int32)
+        queries, slices = np.empty(len(query.codes), dtype=np.int32), np.empty((len(query.codes), 2), dtype=np.int32)
         kernels.find_slices(
             frozen(query.codes),
             frozen(query.times),
@@ -248,6 +250,7 @@ def _opened(reader: SegmentReader, query: Query, threads: int | None) -> Searcha
             segment.cells,
             segment.addresses,
             segment.zone,
+            queries,
             slices,
             marks,
         )

@@ -8,7 +8,7 @@ type-checked: annotations would only repeat what the callers' arrays are.
 from __future__ import annotations
 
 from featuredb.offline.kernels.encoding import escaped_lengths, put_escaped, put_words
-from featuredb.offline.kernels.gathering import gather, gather_bytes, gather_decimals, mark_chunks
+from featuredb.offline.kernels.gathering import gather, gather_bytes, gather_decimals, mark_chunks, split_by_segment
 from featuredb.offline.kernels.hashing import (
     factorize_words,
     find_bytes,
@@ -20,7 +20,6 @@ from featuredb.offline.kernels.searching import asof, block_minima, find_before,
 from featuredb.offline.kernels.sorting import (
     ascending,
     count_codes,
-    counting_sort,
     counts_to_starts,
     place_by_code,
     scatter_rows,
@@ -32,7 +31,6 @@ __all__ = [
     "asof",
     "block_minima",
     "count_codes",
-    "counting_sort",
     "counts_to_starts",
     "escaped_lengths",
     "factorize_words",
@@ -52,4 +50,5 @@ __all__ = [
     "put_words",
     "scatter_rows",
     "sort_runs",
+    "split_by_segment",
 ]

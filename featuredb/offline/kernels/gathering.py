@@ -116,6 +116,27 @@ def gather_bytes(positions, rows, cells, addresses, out, valid):
 
 
 @njit(**_options)
+def split_by_segment(segments, positions, rows, starts, positions_out, rows_out):
+    """Positions and rows of each segment one after the other, stable; -1, for nothing found, is with segment 0.
+
+    `starts` has as many zeros as there are segments, and ends as where each one's stop.
+    """
+    for i in range(len(segments)):
+        starts[max(segments[i], 0)] += 1
+    total = 0
+    for segment in range(len(starts)):
+        count = starts[segment]
+        starts[segment] = total
+        total += count
+    for i in range(len(segments)):
+        segment = max(segments[i], 0)
+        place = starts[segment]
+        starts[segment] = place + 1
+        positions_out[place] = positions[i]
+        rows_out[place] = rows[i]
+
+
+@njit(**_options)
 def mark_chunks(positions, shift, marks):
     """marks[chunk] = True for each chunk that has one of the positions."""
     for i in range(len(positions)):

@@ -116,24 +116,23 @@ def block_minima(cells, addresses, commit_times, knows, rows, out):
 
 
 @njit(**_options)
-def find_slices(codes, times, max_age, best_event, cells, addresses, zone, slices, marks):
-    """slices[i] = where the rows of codes[i] start and stop in a segment, for sorted `codes`; equal if it has none.
+def find_slices(codes, times, max_age, best_event, cells, addresses, zone, queries, slices, marks):
+    """The queries, numbered as `codes` (sorted) and `times`, that a segment may answer; how many.
 
-    So they are of a query that no row of the segment can answer, by its time or by what it has found before (none if
-    `best_event` is empty): of many segments that follow one another in time, most. marks[chunk] = True for each
-    chunk of event timestamps that has any of these rows.
+    Query queries[n] is for the rows from slices[n, 0] up to slices[n, 1]. Left out are those whose code has no rows
+    here, and those that no row can answer by its time, or by what was found before (nothing if `best_event` is empty):
+    of many segments that follow one another in time, most. marks[chunk] = True for each chunk of event timestamps that
+    has any of these rows.
     """
     entity = np.int64(0)
     table, shift, width = cells[EVENT, TABLE], cells[EVENT, SHIFT], cells[EVENT, WIDTH]
     event_min, event_max = zone[2], zone[3]
     searched = len(best_event) > 0
     held = np.int64(-1)
-    start = stop = np.int64(0)
+    start = stop = found = np.int64(0)
     for i in range(len(codes)):
         outside = times[i] < event_min or times[i] - max_age > event_max
         if outside or (searched and best_event[i] > event_max):
-            slices[i, 0] = 0
-            slices[i, 1] = 0
             continue
         code = np.int64(codes[i])
         if code != held:
@@ -147,12 +146,16 @@ def find_slices(codes, times, max_age, best_event, cells, addresses, zone, slice
                 prefetch_at(addresses, table, shift, width, (middle + stop) >> 1)
                 for chunk in range(start >> shift, ((stop - 1) >> shift) + 1):
                     marks[chunk] = True
-        slices[i, 0] = start
-        slices[i, 1] = stop
+        queries[found] = i
+        slices[found, 0] = start
+        slices[found, 1] = stop
+        found += np.int64(start < stop)
+    return found
 
 
 @njit(**_options)
 def asof(
+    queries,
     slices,
     times,
     max_age,
@@ -168,17 +171,18 @@ def asof(
     best_created,
     best_segment,
     best_position,
+    asked,
     places,
     sizes,
 ):
     """As-of search of one segment: the greatest row in (event, created) with event <= time.
 
-    Query i is for the rows from slices[i, 0] up to slices[i, 1] (see `find_slices`), at the time times[i], no older
-    than `max_age` and not before `floor`; with `known_us` (else empty; of one entry for all, or one a query) only for
-    rows known by then. `cells` are the columns of the segment. If any row may have to be passed over, `block_min` and
-    `superblock_min` are the minima of when rows became known over each 64 and each 4096 rows, so that rows not yet
-    known are stepped over in blocks; else they are empty. The best_ arrays are improved where this segment has a
-    greater row. `places` and `sizes` are scratch, of `LANES` integers.
+    Query i = queries[n] is for the rows from slices[n, 0] up to slices[n, 1] (see `find_slices`), of which there is at
+    least one, at the time times[i], no older than `max_age` and not before `floor`; with `known_us` (else empty; of one
+    entry for all, or one a query) only for rows known by then. `cells` are the columns of the segment. If any row may
+    have to be passed over, `block_min` and `superblock_min` are the minima of when rows became known over each 64 and
+    each 4096 rows, so that rows not yet known are stepped over in blocks; else they are empty. The best_ arrays are
+    improved where this segment has a greater row. `asked`, `places` and `sizes` are scratch, of `LANES` integers.
 
     Binary search within the entity's slice (kdb+ `aj` and the Polars as-of kernel search likewise), O(log rows) a row,
     of `LANES` queries in step: one after the other, they took 2.3 times as long, for each waited for its own loads.
@@ -193,28 +197,26 @@ def asof(
         count = min(LANES, len(slices) - first)
         longest = np.int64(0)
         for j in range(count):
-            i = first + j
-            places[j] = slices[i, 0]
-            sizes[j] = slices[i, 1] - slices[i, 0]
+            asked[j] = times[queries[first + j]]
+            places[j] = slices[first + j, 0]
+            sizes[j] = slices[first + j, 1] - slices[first + j, 0]
             longest = max(longest, sizes[j])
-        if longest == 0:
-            continue
         while longest > 1:
             for j in range(count):
                 half = sizes[j] >> 1
                 event = base + unpacked(addresses, table, shift, width, mask, align, places[j] + half)
                 # Without a branch, as half of them would be predicted wrongly.
-                places[j] += half * np.int64(event <= times[first + j])
+                places[j] += half * np.int64(event <= asked[j])
                 sizes[j] -= half
             longest -= longest >> 1
         for j in range(count):
-            i = first + j
+            i = queries[first + j]
             place = places[j]
-            time = times[i]
+            time = asked[j]
             event = base + unpacked(addresses, table, shift, width, mask, align, place)
             oldest = max(floor, time - max_age)
-            slice_start = np.int64(slices[i, 0])
-            if filtered and sizes[j] > 0 and event <= time:
+            slice_start = np.int64(slices[first + j, 0])
+            if filtered and event <= time:
                 if knows:
                     limit = known_us[i if len(known_us) > 1 else 0]
                 while (
@@ -231,7 +233,7 @@ def asof(
                     if place >= slice_start:
                         event = base + unpacked(addresses, table, shift, width, mask, align, place)
             # One branch of all conditions: each of them is right about as often as not.
-            found = (sizes[j] > 0) & (place >= slice_start) & (event <= time)
+            found = (place >= slice_start) & (event <= time)
             if not (found & (event >= oldest) & (event >= best_event[i])):
                 continue
             created = created_base if created_width == 0 else value_at(addresses, cells[CREATED], place)

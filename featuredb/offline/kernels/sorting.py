@@ -11,19 +11,6 @@ _options = {"nogil": True, "cache": True, "boundscheck": False}
 
 
 @njit(**_options)
-def counting_sort(codes, starts, order):
-    """Stable order by code. `starts` has one zero a code plus one, and ends as where each run ends."""
-    for i in range(len(codes)):
-        starts[codes[i] + 1] += 1
-    for code in range(1, len(starts)):
-        starts[code] += starts[code - 1]
-    for i in range(len(codes)):
-        code = codes[i]
-        order[starts[code]] = i
-        starts[code] += 1
-
-
-@njit(**_options)
 def count_codes(codes, counts):
     """counts[code] += 1 for each code; -1, which stands for no code, counts in the last place."""
     for i in range(len(codes)):
