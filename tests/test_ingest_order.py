@@ -98,14 +98,10 @@ def define(db: fdb.Database, source: fdb.FileSource | None = None) -> None:
     )
 
 
-@given(
-    case=cases(tables_max=1, created=True),
-    batch_rows=st.integers(1, 5),
-    memory_rows=st.sampled_from([None, 100]),
-    to=st.sampled_from(["both", "online"]),
-)
+@pytest.mark.parametrize("to", ["both", "online"])
+@given(case=cases(tables_max=1, created=True), batch_rows=st.integers(1, 5), memory_rows=st.sampled_from([None, 100]))
 def test_reports_commits_and_rows_do_not_depend_on_the_size_of_batches(
-    case: Case, batch_rows: int, memory_rows: int | None, to: Any
+    to: Any, case: Case, batch_rows: int, memory_rows: int | None
 ) -> None:
     (table,) = case.tables
     reports: list[Any] = [[], []]
