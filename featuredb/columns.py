@@ -39,8 +39,9 @@ class Heap:
                 np.ascontiguousarray(self.data[self.offsets[0] : self.offsets[-1]]).view(f"V{width}").tolist()
             )
             return entries
-        raw = self.data.tobytes()
-        bounds = self.offsets.tolist()
+        start, stop = self.offsets[0], self.offsets[-1]
+        raw = self.data[start:stop].tobytes()
+        bounds = (self.offsets - start).tolist()
         return list(map(raw.__getitem__, map(slice, bounds[:-1], bounds[1:])))
 
     @staticmethod
@@ -59,7 +60,7 @@ class Heap:
         return Heap(np.concatenate(offsets), np.concatenate([part.data for part in parts]))
 
     def part(self, start: int, stop: int) -> Heap:
-        """The entries from `start` up to `stop`: the same memory."""
+        """The entries from `start` up to `stop`: the same memory, and offsets that need not begin with 0."""
         return Heap(self.offsets[start : stop + 1], self.data)
 
     def take(self, places: NDArray[Any]) -> Heap:

@@ -460,6 +460,32 @@ def test_what_was_saved_for_a_table_since_deleted_goes_with_the_key(db: fdb.Data
     assert db.verify().ok
 
 
+@pytest.mark.parametrize("given", [{"user": ["ann"]}, {"item": [1], "user": ["ann"]}])
+@pytest.mark.parametrize("then", ["deleted", "switched off"])
+def test_a_key_of_which_only_its_absence_was_saved_leaves_no_trace(
+    db: fdb.Database, given: dict[str, list[Any]], then: str
+) -> None:
+    """It was online alone, in a table that is gone, or online neither then nor now."""
+    define(db)
+    features = [fdb.Feature("text", "string")]
+    table = fdb.FeatureTable("taps", ["user", "item"], features)
+    without = fdb.FeatureTable("taps", ["user", "item"], features, online=False)
+    db.apply(table if then == "deleted" else without)
+    db.snapshot("before")
+    db.apply(table)
+    db.ingest("taps", [row("ann", 1)], to="online")
+    if then == "deleted":
+        db.delete_feature_table("taps")
+    else:
+        db.apply(without)
+    log = db.log()
+    report = db.forget(given, tables=["clicks"])
+    assert not [key for key, value in entries(db, b"") if b"ann" in key + value]
+    assert (report.keys_found, report.commit_id) == (1, log[-1].id + 1)
+    assert len(db.log()) == len(log) + 1
+    assert db.verify().ok
+
+
 # --- dictionaries ---------------------------------------------------------------------------------
 
 MANY = TREE_LOOKUPS_MAX + KEYS_PER_BLOCK

@@ -218,6 +218,15 @@ def test_arrow_types_are_the_ordinary_ones(name: str, kind: str) -> None:
     assert str(arrow_type(DTYPES[name])) == kind
 
 
+def test_a_part_of_a_heap_is_read_without_the_rest() -> None:
+    """Of 1 TiB, which is not there."""
+    data = np.broadcast_to(np.frombuffer(b"x", dtype=np.uint8), 1 << 40)
+    heap = Heap(np.array([0, 1 << 39, (1 << 39) + 2, (1 << 39) + 5, 1 << 40]), data)
+    assert heap.part(1, 3).tolist() == [b"xx", b"xxx"]
+    assert heap.part(2, 3).tolist() == [b"xxx"]
+    assert heap.part(1, 1).tolist() == []
+
+
 def test_a_null_column_of_variable_width_has_an_empty_heap() -> None:
     column = null_column(DTYPES["string"], 3)
     assert to_pylist(column) == [None] * 3

@@ -230,7 +230,8 @@ def _online_keys(txn: ReadTxn, space_id: int) -> Iterator[Heap]:
     layers += [(saved_prefix(view.snapshot), read_registry(view)) for _, view in _views(txn)]
     for layer, registry in layers:
         for table in registry.tables.values():
-            if table.space_id == space_id and table.definition.online:
+            # One that is not online may have been so since the snapshot, and is saved as having had no row then.
+            if table.space_id == space_id:
                 prefix = layer + table.id.to_bytes(4, "big")
                 entries = txn.scan(prefix)
                 while batch := [bytes(key[len(prefix) :]) for key, _ in islice(entries, BATCH_ROWS)]:
@@ -359,7 +360,7 @@ def _forget_keys(txn: WriteTxn, cache: SegmentCache, registry: Registry, space: 
     for _, view in _views(txn):
         for table in read_registry(view).tables.values():
             if table.space_id == space.space.id and table.id not in meant:
-                drop_saved(txn, table.id, keys)
+                space.touched[gone] |= drop_saved(txn, table.id, keys)
 
 
 def _shows(keys: GivenKeys, table: StoredTable) -> Callable[[RejectedRow], bool]:
