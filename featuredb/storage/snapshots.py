@@ -366,7 +366,7 @@ class SnapshotEnv(Env):
             f"snapshot {self.snapshot.name!r} is backed up with its file; call backup() on the database itself"
         )
 
-    def space(self) -> dict[str, int]:
+    def space(self) -> dict[str, Any]:
         return self.base.space()
 
     def page_faults(self) -> list[str]:
