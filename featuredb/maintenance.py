@@ -58,7 +58,18 @@ class Maintenance:
     _merge: Callable[[StoredTable], None]
 
     def info(self) -> dict[str, Any]:
-        """Facts about the file: sizes in bytes, the last commit, and for each table rows, segments and keys."""
+        """Facts about the file: sizes in bytes, the last commit, and for each table rows, segments and keys.
+
+        ``used_bytes`` are ``live_bytes``, ``free_bytes`` and ``pinned_bytes``: the last would be free, were it not
+        for readers of older commits. ``oldest_reader`` tells the process (``pid``) that reads the oldest commit,
+        and how many transactions have been committed since (``age``); None if all read the newest. Of each of the
+        ``snapshots`` it tells the bytes that no other keeps.
+
+        Returns
+        -------
+        dict
+            Plain values, as ``featuredb info --json`` prints them.
+        """
         from featuredb.info import database_info
 
         with self._snapshot() as (txn, registry):

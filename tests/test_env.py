@@ -777,9 +777,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_commits(env: Env, path: Path
 
 
 def test_the_slot_of_a_killed_reader_is_freed_on_open(path: Path) -> None:
-    code = (
-        "env = open_env(path, create=True, readonly=False, durable=True)\n" + READING
-    )
+    code = "env = open_env(path, create=True, readonly=False, durable=True)\n" + READING
     opened(path).close()
     # Keeps the table of readers alive.
     other = spawn(code, path)

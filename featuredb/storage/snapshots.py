@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import compress, islice, repeat
 from operator import itemgetter, not_
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray

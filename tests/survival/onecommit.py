@@ -38,7 +38,7 @@ class OneCommit(Env):
         self._txns: dict[bool, ReadTxn] = {}
 
     def hold(self) -> None:
-        """Begin to read the newest commit, in the two kinds of transactions that there are: with views, and with copies."""
+        """Begin to read the newest commit, in both kinds of transactions: with views, and with copies."""
         while True:
             self.let_go()
             first = self._open.enter_context(self._base.read(True))

@@ -184,14 +184,13 @@ def run(seconds: int, seed: int) -> Outcome:
         for line in crowd.violations.read_text().splitlines() if crowd.violations.exists() else ():
             outcome.add(f"violation: {line}", f"{seconds} seconds")
         totals = crowd.counts.sum(axis=0).tolist()
-        certain = sum(crowd.counts[number, ACKNOWLEDGED] for number, name in enumerate(_jobs()) if name in ALWAYS_COMMIT)
-        _examine(crowd.path, int(certain), outcome)
+        certain = [number for number, name in enumerate(_jobs()) if name in ALWAYS_COMMIT]
+        _examine(crowd.path, int(crowd.counts[certain, ACKNOWLEDGED].sum()), outcome)
     outcome.counts["agree"] += totals[KEYS]
     outcome.notes.append(
         f"{totals[KEYS]:,} keys checked in {totals[COMMITS]:,} commits and {totals[HOLDS]:,} held for long, "
         f"{totals[ACKNOWLEDGED]:,} calls that wrote, {kills:,} kills"
     )
-    outcome.notes.append(str(dict(zip(_jobs(), crowd.counts[:, ACKNOWLEDGED].tolist(), strict=True))))
     _level(samples, seconds, outcome)
     return outcome
 
@@ -206,7 +205,8 @@ def _disturb(crowd: Crowd, seconds: int, outcome: Outcome) -> tuple[int, list[Sa
     seen, moved = crowd.counts[:, STEPS].copy(), np.full(len(crowd.counts), time.monotonic())
     while (now := time.monotonic()) < end and not crowd.violations.exists():
         if now >= next_sample:
-            samples.append(Sample(crowd.path.stat().st_size, *(_anonymous_bytes(crowd.pids[name]) for name in SURVIVORS)))
+            memory = (_anonymous_bytes(crowd.pids[name]) for name in SURVIVORS)
+            samples.append(Sample(crowd.path.stat().st_size, *memory))
             next_sample = now + SAMPLE_SECONDS
         if now >= next_kill:
             victim = rng.choice([name for name in crowd.pids if name not in SURVIVORS])

@@ -229,9 +229,7 @@ def _offline(db: fdb.Database, table: str, users: list[int], rng: random.Random)
     return [latest.get(user) for user in users]
 
 
-def _online(
-    db: fdb.Database, table: str, users: list[int], rng: random.Random, columns: bool = False
-) -> list[Row]:
+def _online(db: fdb.Database, table: str, users: list[int], rng: random.Random, columns: bool = False) -> list[Row]:
     """Read one by one, as few rows, as columns, or by a prepared reader."""
     way = "columns" if columns else rng.choice(["one", "few", "columns", "many"])
     if way == "one":
