@@ -28,7 +28,7 @@ import featuredb as fdb
 from . import children
 from .onecommit import at_one_commit
 from .results import Outcome
-from .runs import scratch
+from .runs import leave_no_threads, scratch
 from .shared_file import WRITERS, Violation, check, content, make, opened
 
 READERS = 8
@@ -176,6 +176,7 @@ def run(seconds: int, seed: int) -> Outcome:
     with scratch() as folder:
         crowd = Crowd.of(folder, seed)
         make(crowd.path)
+        _rehearse(crowd.path)
         for name in _jobs():
             crowd.start(name)
         kills, samples = _disturb(crowd, seconds, outcome)
@@ -193,6 +194,20 @@ def run(seconds: int, seed: int) -> Outcome:
     )
     _level(samples, seconds, outcome)
     return outcome
+
+
+def _rehearse(path: Path) -> None:
+    """Do a little of everything, so that what must be compiled is before the processes are forked."""
+    rng = random.Random(0)
+    with opened(path) as db:
+        for work in WRITERS.values():
+            writing = work(db, rng)
+            for _ in range(4):
+                next(writing)
+        for _ in range(50):
+            check(db, rng)
+        content(db)
+    leave_no_threads()
 
 
 def _disturb(crowd: Crowd, seconds: int, outcome: Outcome) -> tuple[int, list[Sample]]:
