@@ -80,8 +80,8 @@ class Snapshots:
 
         with self._writer():
             snapshot, tables = self._env.write(work, durable=self._durable)
-            for table in tables:
-                self._merge(table)
+        for table in tables:
+            self._merge(table)
         return snapshot
 
     def list_snapshots(self) -> list[Snapshot]:

@@ -1,4 +1,4 @@
-"""A database in many threads, and sent to other processes: it goes as its path and options, and opens the file there."""
+"""A database in many threads, and sent to other processes: as its path and options, so that it opens the file there."""
 
 from __future__ import annotations
 
