@@ -6,8 +6,9 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,7 +113,8 @@ def open_database(
 class Database(Definitions, Loading, Snapshots, Maintenance):
     """One open featuredb file. Made by ``featuredb.open``; safe to use from several threads.
 
-    Every call that writes is one atomic commit; every call that reads sees one commit, whole.
+    Every call that writes is one atomic commit; every call that reads sees one commit, whole. Pickled, it is its
+    path and options: a process that it is sent to opens the file itself.
     """
 
     def __init__(self, env: Env, *, read_only: bool, durable: bool, timeout: float, folder: str | None) -> None:
@@ -120,6 +122,7 @@ class Database(Definitions, Loading, Snapshots, Maintenance):
         self._read_only = read_only
         self._durable = durable
         self._timeout = timeout
+        self._in_memory = folder is not None
         # In memory a file is gone when it is closed; a view of a snapshot gets what is known from its database.
         known = Knowledge() if folder is not None or isinstance(env, SnapshotEnv) else learn(env.path)
         self._cache = known.cache
@@ -150,6 +153,17 @@ class Database(Definitions, Loading, Snapshots, Maintenance):
     def __repr__(self) -> str:
         label = getattr(self._env, "label", "") + (" (closed)" if self._closed else "")
         return f"<featuredb.Database {self.path!r}{label}>"
+
+    def __reduce__(self) -> tuple[Callable[..., Database], tuple[object, ...]]:
+        """Pickle the path and the options: whoever unpickles it, in any process, opens the file anew."""
+        self._check_open()
+        if self._in_memory:
+            raise InputError(
+                f"{self!r} is in the memory of this process alone and cannot be pickled; open a file instead"
+            )
+        durability = "full" if self._durable else "relaxed"
+        snapshot = self._env.snapshot.name if isinstance(self._env, SnapshotEnv) else None
+        return _reopened, (self.path, self._read_only, durability, self._timeout, snapshot)
 
     def close(self) -> None:
         """Close the file. Closing twice is allowed; any other use afterwards raises `ClosedError`."""
@@ -412,7 +426,15 @@ class Database(Definitions, Loading, Snapshots, Maintenance):
             state, registry = self._registry_with_state(txn)
             return state, self._online_query(registry, asked, aliases, full_feature_names)
 
-        return OnlineReader(self._env, resolve, registry_state)
+        again = partial(self.online_reader, asked, aliases=aliases, full_feature_names=full_feature_names)
+        return OnlineReader(self._env, resolve, registry_state, again)
+
+
+def _reopened(
+    path: str, read_only: bool, durability: Literal["full", "relaxed"], timeout: float, snapshot: str | None
+) -> Database:
+    db = open_database(path, read_only=read_only, create=False, durability=durability, timeout=timeout)
+    return db if snapshot is None else db.at(snapshot)
 
 
 def _release(env: Env, known: Knowledge, folder: str | None, pid: int) -> None:

@@ -77,6 +77,13 @@ PACKED_SAVING_MIN: Final = 1 / 16
 # A transaction holds what it writes in memory until it ends, and then waits for the disk: while a long segment is
 # encoded, it is written in transactions of this size.
 STAGE_BYTES: Final = 1 << 25
+# More rows than these are merged while others write: none of them waits for longer than one part takes to be written.
+# After each there is a pause, in which whoever waits gets the lock.
+MERGE_LOCKED_ROWS_MAX: Final = 1 << 14
+MERGE_STAGE_BYTES: Final = 1 << 22
+MERGE_PAUSE_SECONDS: Final = 0.02
+# A merge that has not written for so long is dead, and what it has staged is removed.
+MERGE_STALE_SECONDS: Final = 60
 # A segment is merged with its neighbours of like size once this many have gathered.
 MERGE_FANOUT: Final = 4
 # Rows of small ingests gather in the tail of their table, which becomes a segment when it has so many rows or bytes.

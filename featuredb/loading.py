@@ -163,7 +163,7 @@ class Loading:
             except BaseException:
                 discard_staged(self._env)
                 raise
-            self._merge(stored)
+        self._merge(stored)
         return report
 
     def _append(self, table: str, data: list[Any]) -> IngestReport | None:
@@ -186,24 +186,25 @@ class Loading:
             # What a writer that was killed has left is found by the appender.
             with self._env.writer(self._timeout):
                 report, tail = appender.append(self._env, rows, durable=self._durable)
-                if is_long(tail):
-                    self._merge(appender.table)
         except NotPlain:
             with self._snapshot() as (_, registry):
                 if registry.tables.get(table) is not appender.table:
                     self._appenders.pop(table, None)
             return None
+        if is_long(tail):
+            self._merge(appender.table)
         return report
 
     def _merge(self, table: StoredTable) -> None:
         """Merge what is due, after a commit: what fails, such as a full disk, must not deny that.
 
-        Segments that stay unmerged are merged by a later ingest.
+        Segments that stay unmerged are merged by a later ingest. The writer lock must not be held: others write
+        while much is merged.
         """
         from featuredb.offline.merge import merge
 
         with suppress(FeatureDBError, MemoryError):
-            merge(self._env, self._cache, table, durable=self._durable)
+            merge(self._env, self._cache, table, durable=self._durable, writer=self._writer)
 
     def _source(self, table: StoredTable) -> Any:
         if table.definition.batch_source is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from featuredb.errors import CorruptionError, FileError, InputError
 from featuredb.storage.env import Env, ReadTxn, open_env
 from featuredb.storage.log import Commit, commits
+from featuredb.storage.manifest import discard_staged
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache
 
@@ -58,7 +59,18 @@ class Maintenance:
     _merge: Callable[[StoredTable], None]
 
     def info(self) -> dict[str, Any]:
-        """Facts about the file: sizes in bytes, the last commit, and for each table rows, segments and keys."""
+        """Facts about the file: sizes in bytes, the last commit, and for each table rows, segments and keys.
+
+        ``used_bytes`` are ``live_bytes``, ``free_bytes`` and ``pinned_bytes``: the last would be free, were it not
+        for readers of older commits. ``oldest_reader`` tells the process (``pid``) that reads the oldest commit,
+        and how many transactions have been committed since (``age``); None if all read the newest. Of each of the
+        ``snapshots`` it tells the bytes that no other keeps.
+
+        Returns
+        -------
+        dict
+            Plain values, as ``featuredb info --json`` prints them.
+        """
         from featuredb.info import database_info
 
         with self._snapshot() as (txn, registry):
@@ -184,8 +196,8 @@ class Maintenance:
             given = given_keys(registry, keys, tables)
         with self._writer():
             report = self._env.write(lambda txn: forget(txn, self._cache, given, tables), durable=self._durable)
-            for table in registry.tables.values():
-                self._merge(table)
+        for table in registry.tables.values():
+            self._merge(table)
         return replace(report, seconds=time.perf_counter() - began)
 
     def compact(self) -> CompactReport:
@@ -229,6 +241,8 @@ class Maintenance:
 
         began = time.perf_counter()
         with self._writer():
+            # Even of a merge that goes on: it has read what may have been forgotten since.
+            discard_staged(self._env, merges=True)
             with self._snapshot() as (_, registry):
                 tables = list(registry.tables.values())
             before = self._env.space()["file_bytes"]

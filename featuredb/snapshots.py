@@ -33,6 +33,7 @@ class Snapshots:
     _writer: Callable[[], AbstractContextManager[None]]
     _merge: Callable[[StoredTable], None]
     _timeout: float
+    _in_memory: bool
     _cache: SegmentCache
     _dictionaries: dict[int, KeyDictionary]
 
@@ -79,8 +80,8 @@ class Snapshots:
 
         with self._writer():
             snapshot, tables = self._env.write(work, durable=self._durable)
-            for table in tables:
-                self._merge(table)
+        for table in tables:
+            self._merge(table)
         return snapshot
 
     def list_snapshots(self) -> list[Snapshot]:
@@ -124,4 +125,5 @@ class Snapshots:
         view = Database(env, read_only=False, durable=self._durable, timeout=self._timeout, folder=None)
         # Segments and entity keys are the same ones, so what is known of them is shared.
         view._cache, view._dictionaries = self._cache, self._dictionaries
+        view._in_memory = self._in_memory
         return view

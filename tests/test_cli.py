@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -113,6 +114,24 @@ def test_info_tells_size_commit_and_rows_of_each_table(loaded: str) -> None:
     assert (weather["rows"], weather["online_keys"]) == (3, 2)
     assert weather["event_min"] == NOON
     assert weather["event_max"] == "2024-05-01T13:00:00.500000Z"
+
+
+def test_info_tells_what_readers_and_snapshots_keep(loaded: str) -> None:
+    assert re.search(r"\nlive \d+\.\d KiB, free \d+\.\d KiB, pinned 0 B\n", text("info", loaded))
+    with fdb.open(loaded) as db:
+        db.snapshot("held")
+        with db._env.read():
+            db.drop_snapshot("held")
+            db.snapshot("again")
+            shown, facts = text("info", loaded), data("info", loaded)
+        assert facts["oldest_reader"] == {"pid": os.getpid(), "age": 2}
+        assert facts["pinned_bytes"] > 0
+        assert f" by readers (the oldest: process {os.getpid()}, 2 transactions behind)" in shown
+        assert shown.splitlines()[2].endswith(", 1 snapshot with 0 B of their own")
+        # Its history is live no more.
+        db.delete_feature_service("model")
+        db.delete_feature_table("weather")
+        assert " with 0 B of their own" not in text("info", loaded)
 
 
 def test_info_of_an_empty_file_has_no_commit(tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ def spawn(code: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
+# For `spawn`, after it has opened `env`.
+READING = "with env.read():\n    print('reading', flush=True)\n    sys.stdin.readline()\n"
+
+
 def in_fork(child: Callable[[], str]) -> str:
     """What `child` returns when it is run in a forked process."""
     reader, writer = os.pipe()
@@ -773,10 +777,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_commits(env: Env, path: Path
 
 
 def test_the_slot_of_a_killed_reader_is_freed_on_open(path: Path) -> None:
-    code = (
-        "env = open_env(path, create=True, readonly=False, durable=True)\n"
-        "with env.read():\n    print('reading', flush=True)\n    sys.stdin.readline()\n"
-    )
+    code = "env = open_env(path, create=True, readonly=False, durable=True)\n" + READING
     opened(path).close()
     # Keeps the table of readers alive.
     other = spawn(code, path)
@@ -793,6 +794,35 @@ def test_the_slot_of_a_killed_reader_is_freed_on_open(path: Path) -> None:
     assert str(killed.pid) not in readers
     env.close()
     other.communicate("go\n", timeout=60)
+
+
+def killed_in_a_read(path: Path) -> int:
+    """The process id of a reader that was killed in the middle of a read."""
+    killed = spawn("env = open_env(path, create=False, readonly=True, durable=True)\n" + READING, path)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "reading\n"
+    killed.kill()
+    killed.communicate(timeout=60)
+    return killed.pid
+
+
+def test_a_writer_frees_what_a_killed_reader_holds(env: Env, path: Path) -> None:
+    put(env, (b"k", b"v" * 100_000))
+    killed = killed_in_a_read(path)
+    assert env._core is not None
+    assert str(killed) in env._core.engine.readers()
+    for number in range(50):
+        put(env, (b"k", b"%d" % number * 100_000))
+    assert str(killed) not in env._core.engine.readers()
+    assert path.stat().st_size < 20 * 100_000
+
+
+def test_space_does_not_count_a_killed_reader(env: Env, path: Path) -> None:
+    put(env, (b"k", b"v" * 100_000))
+    killed_in_a_read(path)
+    put(env, (b"k", b"w"))
+    assert env.space()["oldest_reader"] is None
+    assert env.space()["readers"] == 1
 
 
 def test_too_many_reads_are_an_error_and_fewer_work_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -958,7 +988,28 @@ def test_space_counts_pages(env: Env, path: Path) -> None:
     space = env.space()
     assert space["file_bytes"] == path.stat().st_size
     assert 1_000_000 < space["free_bytes"] < space["used_bytes"] <= space["file_bytes"] < space["map_bytes"]
+    assert space["live_bytes"] + space["free_bytes"] + space["pinned_bytes"] == space["used_bytes"]
+    assert (space["pinned_bytes"], space["oldest_reader"]) == (0, None)
     assert space["readers"] >= 1
+
+
+def test_space_tells_what_the_oldest_reader_pins(env: Env, path: Path) -> None:
+    put(env, (b"k", b"v" * 1_000_000), (b"small", b"v"))
+    put(env, (b"small", b"w"))
+    with env.read(), env.read():
+        put(env, (b"small", b"x"))
+        few = env.space()
+        put(env, (b"k", b"w" * 1_000_000))
+        many = env.space()
+        assert few["oldest_reader"] == {"pid": os.getpid(), "age": 1}
+        assert many["oldest_reader"] == {"pid": os.getpid(), "age": 2}
+        assert 0 < few["pinned_bytes"] < 100_000
+        assert 1_000_000 < many["pinned_bytes"] < 1_100_000
+        assert many["live_bytes"] + many["free_bytes"] + many["pinned_bytes"] == many["used_bytes"]
+        assert many["free_bytes"] < 100_000
+    after = env.space()
+    assert (after["pinned_bytes"], after["oldest_reader"]) == (0, None)
+    assert after["free_bytes"] > 1_000_000
 
 
 def test_a_copy_is_a_database_of_its_own(env: Env, path: Path) -> None:

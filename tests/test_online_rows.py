@@ -304,8 +304,12 @@ NOW_US = (NOW - EPOCH) // timedelta(microseconds=1)
 HOUR_US = 3_600_000_000
 
 
+def never():
+    raise AssertionError("not to be pickled")
+
+
 def reader_of(env, *selections):
-    return OnlineReader(env, lambda txn: (1, OnlineQuery(selections)), lambda txn: 1)
+    return OnlineReader(env, lambda txn: (1, OnlineQuery(selections)), lambda txn: 1, never)
 
 
 def response_of(env, query, keys, now_us=NOW_US):
@@ -465,7 +469,7 @@ def test_a_prepared_reader_sees_new_rows_and_new_definitions(env):
     old = stored_table(features=TEMP)
     current = [1, old, ["temp"]]
     resolve = lambda txn: (current[0], OnlineQuery([(current[1], current[2], current[2])]))  # noqa: E731
-    reader = OnlineReader(env, resolve, lambda txn: current[0])
+    reader = OnlineReader(env, resolve, lambda txn: current[0], never)
     assert reader.get("JFK") == {"temp": None}
     put(env, old, {"origin": ["JFK"]}, [1], {"temp": [1.0]})
     assert reader.get("JFK") == {"temp": 1.0}

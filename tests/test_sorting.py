@@ -196,7 +196,7 @@ def big(path: Path, patch: pytest.MonkeyPatch) -> tuple[fdb.Database, dict[str, 
     db.apply([fdb.Entity("user", "int64"), fdb.FeatureTable("t", ["user"], [fdb.Feature("x", "float64")])])
     db.ingest("t", {"user": [1], "event_timestamp": np.array([-1], "M8[us]"), "x": [0.5]})
     patch.setattr("featuredb.offline.ingest.INGEST_BATCH_ROWS", 100)
-    patch.setattr("featuredb.storage.segment_writer.STAGE_BYTES", 1000)
+    patch.setattr("featuredb.offline.ingest.STAGE_BYTES", 1000)
     patch.setattr("featuredb.storage.encode.CHUNK_ROWS_MAX", 128)
     rows = 2000
     values = np.random.default_rng(0).random(rows)

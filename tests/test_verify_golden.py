@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import featuredb as fdb
-from featuredb.offline.merge import live_dtypes, read_rows
+from featuredb.offline.rows import live_dtypes
+from featuredb.offline.segments import read_rows
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.manifest import read_manifest, segment_key, write_manifest

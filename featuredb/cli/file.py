@@ -55,6 +55,7 @@ def info(file: str, as_json: bool) -> None:
     counts = (("entities", "entity", "entities"), ("feature_services", "feature service", "feature services"))
     shown = [f"{facts[key]} {one if facts[key] == 1 else many}" for key, one, many in counts]
     click.echo(", ".join([count(len(facts["feature_tables"]), "feature table"), *shown]))
+    click.echo(_space(facts))
     headers = ("table", "rows", "segments", "size", "online keys", "first event", "last event")
     rows = [
         (name, f"{table['rows']:,}", f"{table['segments']}", size(table["bytes"]), _online(table),
@@ -63,6 +64,17 @@ def info(file: str, as_json: bool) -> None:
     ]  # fmt: skip
     if rows:
         print_table(headers, rows, right=headers[1:5])
+
+
+def _space(facts: dict[str, Any]) -> str:
+    shown = [f"{kind} {size(facts[f'{kind}_bytes'])}" for kind in ("live", "free", "pinned")]
+    reader, snapshots = facts["oldest_reader"], facts["snapshots"]
+    if reader is not None:
+        shown[-1] += f" by readers (the oldest: process {reader['pid']}, {count(reader['age'], 'transaction')} behind)"
+    if snapshots:
+        nbytes = sum(held["history_bytes"] + held["online_bytes"] for held in snapshots.values())
+        shown.append(f"{count(len(snapshots), 'snapshot')} with {size(nbytes)} of their own")
+    return ", ".join(shown)
 
 
 def _online(table: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.keys import value_encoder
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.log import append_commit
-from featuredb.storage.manifest import staged_segments
+from featuredb.storage.manifest import left_behind
 from featuredb.storage.pending import pending_since
 from featuredb.storage.registry import StoredTable, registry_state
 from featuredb.storage.snapshots import online_saver
@@ -125,7 +125,7 @@ class Appender:
         table_id = self.table.id
         if registry_state(txn) != self._state or pending_since(txn, table_id) is not None:
             raise NotPlain
-        if any(True for _ in staged_segments(txn)):
+        if left_behind(txn):
             raise NotPlain
         self._check_newest(txn, rows)
         commit_id = append_commit(txn, "ingest", self.table.name, len(rows)).id

@@ -23,8 +23,8 @@ from featuredb.frames import open_table
 from featuredb.frames.arrays import to_pylist
 from featuredb.frames.outcome import short
 from featuredb.limits import KEY_BYTES_MAX, NS_ONLINE
-from featuredb.offline.merge import read_rows
 from featuredb.offline.rows import live_dtypes
+from featuredb.offline.segments import read_rows
 from featuredb.offline.tail import flush_tail
 from featuredb.online.index import BATCH_ROWS
 from featuredb.online.keys import key_columns

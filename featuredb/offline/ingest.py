@@ -24,6 +24,7 @@ from featuredb.limits import (
     REJECTIONS_KEPT_MAX,
     SMALL_INGEST_BYTES_MAX,
     SMALL_INGEST_ROWS_MAX,
+    STAGE_BYTES,
 )
 from featuredb.offline.dictionary import KeyDictionary
 from featuredb.offline.gather import Gatherer
@@ -41,12 +42,20 @@ from featuredb.storage.encode import taken
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.log import append_commit, last_commit
-from featuredb.storage.manifest import SegmentRef, discard_staged, read_manifest, unstage, write_manifest
+from featuredb.storage.manifest import (
+    SegmentRef,
+    discard_staged,
+    drop_staged,
+    left_behind,
+    publish_staged,
+    read_manifest,
+    write_manifest,
+)
 from featuredb.storage.pending import note_pending
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.rejected import RejectedRow, add_rejected, are_newest
 from featuredb.storage.segment import SegmentCache, SegmentReader
-from featuredb.storage.segment_writer import Rows, stage_rows, uniform, write_dead, write_segment
+from featuredb.storage.segment_writer import Entries, Rows, put_staged, stage_rows, uniform, write_dead, write_segment
 from featuredb.storage.tail import read_tail
 
 
@@ -233,7 +242,12 @@ class Ingest:
             lambda txn: self._add(txn, batch, commit_id), durable=self._durable
         )
         if len(fresh):
-            ref = stage_rows(self._env, self._table.id, segment_id, fresh, durable=self._durable)
+            table_id = self._table.id
+
+            def write(entries: Entries) -> None:
+                self._env.write(lambda txn: put_staged(txn, table_id, segment_id, entries), durable=self._durable)
+
+            ref = stage_rows(table_id, segment_id, fresh, write, STAGE_BYTES)
             with self._env.read() as txn:
                 self._added(txn, outcome, ref)
         self._take(outcome, total)
@@ -275,7 +289,9 @@ class Ingest:
             if changed:
                 self._publish(txn, outcome)
             else:
-                unstage(txn, drop=True)  # batches may have cancelled out
+                # Batches may have cancelled out.
+                for segment in left_behind(txn):
+                    drop_staged(txn, *segment)
             if self._to == "offline" and self._table.definition.online and ingested > 0:
                 note_pending(txn, table_id, commit_id)
             add_rejected(txn, table_id, rejected)
@@ -300,7 +316,7 @@ class Ingest:
         manifest = read_manifest(txn, self._table.id)
         if manifest.segments != tuple(outcome.segments):
             write_manifest(txn, manifest.with_segments(tuple(outcome.segments)))
-        unstage(txn, drop=False)
+        publish_staged(txn, ((self._table.id, ref.id) for ref in outcome.segments if ref.id not in self._committed))
 
     # --- one batch ----------------------------------------------------------------------------
 

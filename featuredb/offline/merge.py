@@ -2,56 +2,31 @@
 
 Size-tiered (as in the log-structured merge trees of Cassandra and RocksDB's universal compaction):
 segments of like size are merged once `MERGE_FANOUT` of them have gathered, so a row is rewritten
-O(log rows) times. Replaced rows are left behind. What readers see does not change, so a merge is no commit.
+O(log rows) times. Replaced rows are left behind. What readers see does not change, so a merge is no commit. Many rows
+are merged while others write (`merge_beside`), so that none of them waits long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
-from featuredb.columns import concat
-from featuredb.limits import DEAD_SHARE_MAX, MERGE_FANOUT, SEGMENT_ROWS_MAX
-from featuredb.offline.rows import joined, live_dtypes, sort_rows
+from featuredb.limits import DEAD_SHARE_MAX, MERGE_FANOUT, MERGE_LOCKED_ROWS_MAX, SEGMENT_ROWS_MAX
+from featuredb.offline.merge_beside import Beside
+from featuredb.offline.rows import live_dtypes, sort_rows
+from featuredb.offline.segments import read_rows, replace_segments
 from featuredb.offline.tail import flush_tail
-from featuredb.schema import DType
 from featuredb.storage.env import Env, WriteTxn
-from featuredb.storage.manifest import SegmentRef, drop_segment, read_manifest, write_manifest
+from featuredb.storage.manifest import SegmentRef, read_manifest, staged_segments
 from featuredb.storage.registry import StoredTable
-from featuredb.storage.segment import (
-    COMMIT,
-    CREATED,
-    EVENT,
-    SYSTEM_COLUMNS,
-    SegmentCache,
-    SegmentReader,
-)
-from featuredb.storage.segment_writer import Rows, write_segment
+from featuredb.storage.segment import SYSTEM_COLUMNS, SegmentCache
+from featuredb.storage.segment_writer import write_segment
 from featuredb.storage.tail import is_long, read_tail
 
 # Segments below this are of one size class: rewriting them costs no more than the commit itself.
 _TIER_ROWS_MIN = 4096
-
-
-def read_rows(readers: Sequence[SegmentReader], dtypes: Mapping[int, DType]) -> Rows:
-    """The live rows of some segments, one segment after the other, with the features in `dtypes`; not sorted."""
-    codes = [np.repeat(codes, np.diff(starts)) for codes, starts in (reader.entity_index() for reader in readers)]
-    event, created, commit = (
-        joined([reader.read_system(number) for reader in readers]) for number in (EVENT, CREATED, COMMIT)
-    )
-    # Copied once, from the chunks of all.
-    columns = {
-        number: concat([part for reader in readers for part in reader.feature_parts(number, dtype)])
-        for number, dtype in dtypes.items()
-    }
-    rows = Rows(np.concatenate(codes), event, created, commit, columns)
-    alive = np.ones(len(rows), dtype=np.bool_)
-    first = 0
-    for reader in readers:
-        alive[first + reader.dead()] = False
-        first += reader.rows
-    return rows if alive.all() else rows.where(alive)
 
 
 def _tier(rows: int) -> int:
@@ -80,22 +55,39 @@ def pick(segments: Sequence[SegmentRef], rows_max: int) -> list[SegmentRef]:
     return []
 
 
-def merge(env: Env, cache: SegmentCache, table: StoredTable, *, durable: bool) -> int:
-    """Merge what is due, and the tail if it is long. Needs the writer lock; each round is a transaction.
+def merge(
+    env: Env,
+    cache: SegmentCache,
+    table: StoredTable,
+    *,
+    durable: bool,
+    writer: Callable[[], AbstractContextManager[None]],
+) -> int:
+    """Merge what is due, and the tail if it is long; how many segments were merged from others.
 
-    Returns the number of segments that were merged from others.
+    ``with writer():`` holds the writer lock, for little at a time: much is merged while others write.
     """
     rounds, rows_max = 0, table.rows_within(SEGMENT_ROWS_MAX)
-    with env.read() as txn:
-        long = is_long(read_tail(txn, table.id))
-    if long:
-        env.write(lambda txn: flush_tail(txn, table), durable=durable)
     while True:
-        with env.read() as txn:
-            chosen = pick(read_manifest(txn, table.id).segments, rows_max)
-        if not chosen:
+        with writer():
+            with env.read() as txn:
+                long = is_long(read_tail(txn, table.id))
+            if long:
+                env.write(lambda txn: flush_tail(txn, table), durable=durable)
+            with env.read() as txn:
+                chosen = pick(read_manifest(txn, table.id).segments, rows_max)
+                others = any(table_id == table.id for table_id, _ in staged_segments(txn))
+            if not chosen:
+                return rounds
+            little = sum(ref.rows for ref in chosen) <= MERGE_LOCKED_ROWS_MAX
+            if little:
+                env.write(lambda txn: _merge_round(txn, cache, table, chosen), durable=durable)  # noqa: B023
+            elif others:
+                return rounds  # someone else is merging this table
+            else:
+                beside = Beside(env, cache, table, chosen, durable=durable, writer=writer)
+        if not little and not beside.run():
             return rounds
-        env.write(lambda txn: _merge_round(txn, cache, table, chosen), durable=durable)  # noqa: B023
         rounds += 1
 
 
@@ -129,13 +121,5 @@ def _merge_round(txn: WriteTxn, cache: SegmentCache, table: StoredTable, chosen:
     manifest = read_manifest(txn, table.id)
     dtypes = live_dtypes(table)
     rows = read_rows([cache.reader(txn, table.id, ref) for ref in chosen], dtypes)
-    gone = {ref.id for ref in chosen}
-    kept = [ref for ref in manifest.segments if ref.id not in gone]
-    if len(rows):
-        # The merged segment takes the place of the oldest: order in the manifest is age.
-        ref = write_segment(txn, table.id, manifest.next_segment_id, sort_rows(rows))
-        place = next(i for i, old in enumerate(manifest.segments) if old.id in gone)
-        kept.insert(min(place, len(kept)), ref)
-    for ref in chosen:
-        drop_segment(txn, table.id, ref.id)
-    write_manifest(txn, manifest.with_segments(tuple(kept)))
+    ref = write_segment(txn, table.id, manifest.next_segment_id, sort_rows(rows)) if len(rows) else None
+    replace_segments(txn, manifest, {ref.id for ref in chosen}, ref)

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
@@ -118,6 +118,12 @@ class TrainingSet:
         names = [*self._names, *self._event_outputs]
         state = "not computed yet" if self._commit_id is None else f"joined at commit {self._commit_id}"
         return f"<TrainingSet: {rows}, columns {shown_names(names)}; {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "a training set belongs to its database and cannot be pickled; pickle what to_arrow(), to_pandas() or "
+            "to_numpy() return, or the database"
+        )
 
     def _select(self, registry: Registry) -> Selection:
         return select(

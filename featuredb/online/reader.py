@@ -98,6 +98,8 @@ class OnlineReader:
         From a transaction to the version of the definitions in it, and the query by them.
     definitions_version : callable
         From a transaction to a number that changes with the definitions; cheap.
+    again : callable
+        Makes such a reader once more; it can be pickled, where the reader cannot.
     """
 
     def __init__(
@@ -105,14 +107,19 @@ class OnlineReader:
         env: Env,
         resolve: Callable[[ReadTxn], tuple[object, OnlineQuery]],
         definitions_version: Callable[[ReadTxn], object],
+        again: Callable[[], OnlineReader],
     ) -> None:
         self._env = env
+        self._again = again
         self._resolve = resolve
         self._definitions_version = definitions_version
         self._prepared: tuple[int, object, OnlineQuery]
         with env.read() as txn:
             version, query = resolve(txn)
             self._prepared = (-1, version, query)
+
+    def __reduce__(self) -> tuple[Callable[[], OnlineReader], tuple[()]]:
+        return self._again, ()
 
     def _query(self, txn: ReadTxn) -> OnlineQuery:
         commit, version, query = self._prepared

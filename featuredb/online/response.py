@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Column
+from featuredb.errors import InputError
 from featuredb.frames import write
 from featuredb.frames.arrays import import_pyarrow
 
@@ -81,6 +82,11 @@ class OnlineResponse:
         self._load = load
         # What `to_dict` returns, if that was read first.
         self._plain = plain
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "an online response cannot be pickled; pickle what to_dict(), to_arrow(), to_pandas() or to_arrays() return"
+        )
 
     @cached_property
     def _loaded(self) -> ResponseColumns:

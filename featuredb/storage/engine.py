@@ -28,6 +28,7 @@ __all__ = [
     "let_child_reopen",
     "new_engine",
     "open_files",
+    "reader_table",
     "translated",
 ]
 
@@ -127,6 +128,13 @@ def _open_engine(path: str, writable: bool, readonly: bool, durable: bool, map_b
             if error.code not in datafile.NOT_ALLOWED or len(ways) == 1:
                 raise datafile.file_error(path, error, "opened") from error
             del ways[0]
+
+
+def reader_table(engine: Any) -> list[tuple[int, int]]:
+    """Of each open read its process, and the transaction that it holds."""
+    lines = (line.split() for line in engine.readers().splitlines())
+    # A line has process, thread and transaction; "-" for a slot that waits to be used again.
+    return [(int(line[0]), int(line[2])) for line in lines if len(line) == 3 and line[2].isdigit()]
 
 
 def translated(path: str, error: Exception) -> Exception:

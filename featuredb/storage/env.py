@@ -31,11 +31,12 @@ from featuredb.storage.engine import (
     let_child_reopen,
     new_engine,
     open_files,
+    reader_table,
     translated,
 )
 from featuredb.storage.filemap import FileMap
 from featuredb.storage.handle import Env, closed_error
-from featuredb.storage.pages import file_faults, meta_pages, page_faults
+from featuredb.storage.pages import file_faults, freed_pages, meta_pages, page_faults
 from featuredb.storage.txn import Bytes, ReadTxn, WriteTxn
 from featuredb.storage.writelock import WriteLock
 
@@ -61,6 +62,8 @@ class Core:
         self._map_bytes = map_bytes
         # Added to the engine's numbers of snapshots: a file takes over the last number of the one that it replaces.
         self.ids_before = 0
+        # Of the file, when this process last wrote to it.
+        self._pages_seen = 0
         self._take(engine)
         self.handles = 0
         self.active: set[ReadTxn] = set()
@@ -135,7 +138,9 @@ class Core:
                 map_bytes = self.engine.info()["map_size"]
                 try:
                     with WriteTxn(self) as txn:
-                        return fn(txn)
+                        result = fn(txn)
+                    self._free_what_the_dead_hold()
+                    return result
                 except MapFullError as error:
                     # A reader that was killed pins pages that could be used instead.
                     self.engine.reader_check()
@@ -146,6 +151,13 @@ class Core:
                         ) from error
         except EngineError as error:
             raise self.translated(error) from error
+
+    def _free_what_the_dead_hold(self) -> None:
+        """If the file has grown, see whether that is for a reader that was killed: its pages can be used instead."""
+        pages: int = self.engine.info()["last_pgno"]
+        if pages > self._pages_seen:
+            self.engine.reader_check()
+        self._pages_seen = pages
 
     def acquire(self, timeout_seconds: float) -> None:
         """Take the write lock of the file that is at the path, whichever that is by then."""
@@ -175,7 +187,7 @@ class Core:
         """
         engine = None
         try:
-            engine = new_engine(path, 2 * self.space()["used_bytes"] + NEW_MAP_BYTES)
+            engine = new_engine(path, 2 * self.lock.file_bytes() + NEW_MAP_BYTES)
             for batch in batches:
                 with engine.begin(write=True) as target:
                     target.cursor().putmulti(batch, append=True)
@@ -187,18 +199,28 @@ class Core:
             if engine is not None:
                 engine.close()
 
-    def space(self) -> dict[str, int]:
-        """See `Env.space`; a read must be active, to hold the map."""
+    def space(self, transaction: int) -> dict[str, Any]:
+        """See `Env.space`; a read of id `transaction` must be active."""
         with self._translating():
-            info, stat = self.engine.info(), self.engine.stat()
-        live_pages = 2 + stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+            self.engine.reader_check()
+            info, readers = self.engine.info(), reader_table(self.engine)
+        # What a reader holds, and whatever was freed since it began, no writer uses again.
+        metas = meta_pages(self.lock.fd)
+        meta = next((meta for meta in metas if meta.transaction == transaction - self.ids_before), metas[0])
+        age, pid = max(((meta.transaction - began, pid) for pid, began in readers), default=(0, 0))
+        freed = freed_pages(self.lock.fd, meta) if age > 0 else {}
+        pinned_pages = sum(count for number, count in freed.items() if number >= meta.transaction - age)
+        used_pages, size = meta.last_page + 1, meta.page_bytes
         return {
             "file_bytes": self.lock.file_bytes(),
-            "page_bytes": stat["psize"],
-            "used_bytes": (info["last_pgno"] + 1) * stat["psize"],
-            "free_bytes": (info["last_pgno"] + 1 - live_pages) * stat["psize"],
+            "page_bytes": size,
+            "used_bytes": used_pages * size,
+            "live_bytes": meta.live_pages * size,
+            "free_bytes": (used_pages - meta.live_pages - pinned_pages) * size,
+            "pinned_bytes": pinned_pages * size,
             "map_bytes": info["map_size"],
             "readers": info["num_readers"],
+            "oldest_reader": {"pid": pid, "age": age} if age > 0 else None,
         }
 
     def page_faults(self, transaction: int) -> list[str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from threading import get_ident
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from featuredb import limits
 from featuredb.errors import BusyError, ClosedError, FeatureDBError, ReadOnlyError
@@ -122,14 +122,17 @@ class Env:
         self._refuse_inside_write(self._locked())
         rewrite(self)
 
-    def space(self) -> dict[str, int]:
-        """Bytes of the file, its pages and its map; and how many reader slots are in use.
+    def space(self) -> dict[str, Any]:
+        """Bytes of the file, its pages and its map, how many reader slots there are, and the oldest reader.
 
-        ``free_bytes`` counts pages that are free for reuse, and the few that list them.
+        ``used_bytes`` is the sum of ``live_bytes``, ``free_bytes`` (pages that are free for reuse, and the few that
+        list them) and ``pinned_bytes`` (pages that would be free, were it not for readers of older commits).
+        ``oldest_reader`` has the process that reads the oldest commit, and its age in transactions; None if
+        all read the newest one. Readers that were killed are not counted: looking frees what they held.
         """
         core = self.core
-        with self.read():
-            return core.space()
+        with self.read() as txn:
+            return core.space(txn.id())
 
     def page_faults(self) -> list[str]:
         """What is wrong with the pages of the file, found without the engine; if anything, it is not safe to read.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from featuredb.errors import CorruptionError
@@ -162,28 +163,69 @@ def drop_table(txn: WriteTxn, table_id: int) -> None:
 # A call that loads more than one batch writes each batch's segment in transactions of its own, so that
 # its memory stays bounded, and names it here. Only the last transaction, which is the commit, puts the
 # segments into the manifest. What a dead process left staged is removed by the next writer.
+#
+# A merge stages its segment likewise, but lets others write meanwhile. They leave it alone until a time, which the
+# merge puts off as it goes on: by then it is dead. One that was only slow finds its segment gone, and gives up.
+
+_UNTIL_BYTES = 8
+_BY_LOADING = b"\x01"
 
 
-def stage_segment(txn: WriteTxn, table_id: int, segment_id: int) -> None:
-    txn.put(NS_STAGED + _table(table_id) + segment_id.to_bytes(8, "big"), b"\x01")
+def _staged_key(table_id: int, segment_id: int) -> bytes:
+    return NS_STAGED + _table(table_id) + segment_id.to_bytes(8, "big")
+
+
+def _staged(key: memoryview) -> tuple[int, int]:
+    return int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:13], "big")
+
+
+def stage_segment(txn: WriteTxn, table_id: int, segment_id: int, until_us: int | None = None) -> None:
+    """Name a segment that is not in a manifest yet; one of a merge with the time until when others leave it alone."""
+    value = _BY_LOADING if until_us is None else until_us.to_bytes(_UNTIL_BYTES, "little")
+    txn.put(_staged_key(table_id, segment_id), value)
+
+
+def is_staged(txn: ReadTxn, table_id: int, segment_id: int) -> bool:
+    """Whether the segment has been named and not been removed since."""
+    return txn.get(_staged_key(table_id, segment_id)) is not None
 
 
 def staged_segments(txn: ReadTxn) -> Iterator[tuple[int, int]]:
-    for key, _ in txn.scan(NS_STAGED):
-        yield int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:13], "big")
+    """Table and number of each, whoever stages it."""
+    return map(_staged, (key for key, _ in txn.scan(NS_STAGED)))
 
 
-def unstage(txn: WriteTxn, *, drop: bool) -> None:
-    """Forget what is staged; with `drop`, remove the segments as well. Only for the one writer."""
-    for table_id, segment_id in list(staged_segments(txn)):
-        if drop:
-            drop_segment(txn, table_id, segment_id)
-        txn.delete(NS_STAGED + _table(table_id) + segment_id.to_bytes(8, "big"))
+def left_behind(txn: ReadTxn, *, merges: bool = False) -> list[tuple[int, int]]:
+    """Those of calls that load, and of merges that are dead; or of all `merges`. Only for the one writer."""
+    now_us = time.time_ns() // 1000
+    found = []
+    for key, raw in txn.scan(NS_STAGED):
+        until = bytes(raw)
+        if until == _BY_LOADING or merges or int.from_bytes(until, "little") < now_us:
+            found.append(_staged(key))
+    return found
 
 
-def discard_staged(env: Env) -> None:
-    """Remove what a call that died or failed midway left staged. Needs the writer lock."""
+def drop_staged(txn: WriteTxn, table_id: int, segment_id: int) -> None:
+    """Remove a segment that was staged and will be in no manifest."""
+    drop_segment(txn, table_id, segment_id)
+    txn.delete(_staged_key(table_id, segment_id))
+
+
+def publish_staged(txn: WriteTxn, segments: Iterable[tuple[int, int]]) -> None:
+    """Let staged segments, that are in a manifest now, be like any others."""
+    for table_id, segment_id in segments:
+        txn.delete(_staged_key(table_id, segment_id))
+
+
+def discard_staged(env: Env, *, merges: bool = False) -> None:
+    """Remove what a call that died or failed midway left staged, see `left_behind`. Needs the writer lock."""
     with env.read() as txn:
-        found = any(True for _ in staged_segments(txn))
+        found = left_behind(txn, merges=merges)
     if found:
-        env.write(lambda txn: unstage(txn, drop=True))
+
+        def work(txn: WriteTxn) -> None:
+            for segment in found:
+                drop_staged(txn, *segment)
+
+        env.write(work)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featuredb.errors import CorruptionError
+
 _META_BYTES = 152
 _META_PAGES = 2
 _TREES_AT = 40
@@ -58,6 +60,12 @@ class MetaPage:
     page_bytes: int
     record: bytes
 
+    @property
+    def live_pages(self) -> int:
+        """Pages in use, but for those that list free ones."""
+        _, _, _, branch, leaf, overflow, _, _ = _TREE.unpack_from(self.record, _TREES_AT + _TREE.size)
+        return int(_META_PAGES + branch + leaf + overflow)
+
 
 def meta_pages(fd: int) -> list[MetaPage]:
     """Both, the newest first, of a file whose meta pages `datafile.check` has found in order."""
@@ -88,6 +96,17 @@ def page_faults(fd: int, meta: MetaPage) -> list[str]:
     return _Walk(fd, meta, file_bytes).faults()
 
 
+def freed_pages(fd: int, meta: MetaPage) -> dict[int, int]:
+    """How many pages each transaction freed that are not in use again. A reader must hold this one or one before it.
+
+    Raises
+    ------
+    CorruptionError
+        The lists of free pages are damaged.
+    """
+    return _Walk(fd, meta, os.fstat(fd).st_size).freed()
+
+
 class _Fault(Exception):
     """What is wrong with one page or node; what it leads to is not visited."""
 
@@ -99,6 +118,15 @@ class _Walk:
         self._used = np.zeros(meta.last_page + 1, dtype=np.bool_)
         self._free = np.zeros(meta.last_page + 1, dtype=np.bool_)
         self._found: list[str] = []
+        self._freed: dict[int, int] = {}
+
+    def freed(self) -> dict[int, int]:
+        tree = self._tree(0, "free pages")
+        if tree.root != _NO_PAGE:
+            self._visit(tree, tree.root, 1, None, None)
+        if self._found:
+            raise CorruptionError(f"the list of free pages is damaged: {self._found[0]}; restore a backup")
+        return self._freed
 
     def faults(self) -> list[str]:
         free, main = (self._tree(place, name) for place, name in enumerate(("free pages", "entries")))
@@ -229,6 +257,7 @@ class _Walk:
         if np.any(numbers[1:] >= numbers[:-1]) or self._free[numbers].any():
             raise _Fault(f"a free page of transaction {transaction!r} is listed twice, or out of order")
         self._free[numbers] = True
+        self._freed[int(transaction)] = len(numbers)
 
     def _check_cover(self) -> None:
         used, free = self._used[_META_PAGES:], self._free[_META_PAGES:]

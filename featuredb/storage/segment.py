@@ -220,7 +220,8 @@ class SegmentReader:
         # Small chunks share a page with others and may lie at any even address; kernels want alignment, and so
         # do the elements of vectors, which the flag of a void array does not tell.
         aligned = values.flags.aligned and (dtype[-1:] == "1" or values.__array_interface__["data"][0] % 8 == 0)
-        return values if aligned else frozen(values.copy())
+        # What a write transaction has read may move at its next write.
+        return values if aligned and not isinstance(self._txn, WriteTxn) else frozen(values.copy())
 
     def _chunk_error(self, key: bytes, fault: str) -> CorruptionError:
         return CorruptionError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Column
-from featuredb.limits import STAGE_BYTES
 from featuredb.schema import DTYPES
 from featuredb.storage.encode import Plan, plan
-from featuredb.storage.env import Env, WriteTxn
+from featuredb.storage.env import WriteTxn
 from featuredb.storage.manifest import (
     SegmentRef,
     chunk_prefix,
@@ -169,26 +168,34 @@ def write_segment(txn: WriteTxn, table_id: int, segment_id: int, rows: Rows) -> 
     return ref
 
 
-def stage_rows(env: Env, table_id: int, segment_id: int, rows: Rows, *, durable: bool) -> SegmentRef:
-    """Write sorted `rows` as a staged segment, in several transactions: while one ends, the next is encoded."""
+Entries = list[tuple[bytes, bytes | memoryview]]
+
+
+def put_staged(txn: WriteTxn, table_id: int, segment_id: int, entries: Entries, until_us: int | None = None) -> None:
+    """Write some of the entries of a staged segment; `until_us` as for `stage_segment`."""
+    stage_segment(txn, table_id, segment_id, until_us)
+    for key, raw in entries:
+        txn.put(key, raw)
+
+
+def stage_rows(
+    table_id: int, segment_id: int, rows: Rows, write: Callable[[Entries], None], nbytes_max: int
+) -> SegmentRef:
+    """Write sorted `rows` as a staged segment, in several transactions: while one ends, the next is encoded.
+
+    Each is a call of `write`, with entries of about `nbytes_max` bytes for `put_staged`.
+    """
     encoder = SegmentEncoder(table_id, segment_id, rows)
-    waiting: list[tuple[bytes, bytes | memoryview]] = []
+    waiting: Entries = []
     nbytes = 0
-
-    def write(txn: WriteTxn) -> None:
-        stage_segment(txn, table_id, segment_id)
-        for key, raw in waiting:
-            txn.put(key, raw)
-
     for key, raw in encoder.chunks():
         waiting.append((key, raw))
         nbytes += len(raw)
-        if nbytes >= STAGE_BYTES:
-            env.write(write, durable=durable)
+        if nbytes >= nbytes_max:
+            write(waiting)
             waiting, nbytes = [], 0
     key, descriptor, ref = encoder.descriptor()
-    waiting.append((key, descriptor))
-    env.write(write, durable=durable)
+    write([*waiting, (key, descriptor)])
     return ref
 
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import compress, islice, repeat
 from operator import itemgetter, not_
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -371,7 +372,7 @@ class SnapshotEnv(Env):
             f"snapshot {self.snapshot.name!r} is backed up with its file; call backup() on the database itself"
         )
 
-    def space(self) -> dict[str, int]:
+    def space(self) -> dict[str, Any]:
         return self.base.space()
 
     def page_faults(self) -> list[str]:

@@ -297,7 +297,7 @@ def _check_times(check: Check, event: NDArray[np.int64], created: NDArray[np.int
 
 def _check_unique(check: Check, table: StoredTable, readers: list[SegmentReader]) -> None:
     """No two live rows of different segments, or of one and the tail, have one key, event and created timestamp."""
-    from featuredb.offline.merge import read_rows
+    from featuredb.offline.segments import read_rows
     from featuredb.offline.stored import find_stored
 
     for place, reader in enumerate(readers[:-1]):

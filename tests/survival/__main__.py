@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from . import damage, iofaults, kill, powerloss, space
+from . import damage, iofaults, kill, powerloss, processes, space
 from .results import FILE, README, Outcome, into_readme, save, table
 from .runs import warm_up
 
@@ -23,6 +23,8 @@ PROFILES: dict[str, tuple[int, Callable[[int, int], Outcome | list[Outcome]]]] =
     "kill": (16, kill.run),
     "iofaults": (40, iofaults.run),
     "space": (1, space.run),
+    # Its cases are seconds.
+    "processes": (8, processes.run),
     "lying": (100, damage.lying),
     "truncation": (30, damage.truncation),
     "bitflips": (100, damage.bitflips),
