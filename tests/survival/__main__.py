@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from . import damage, fuzz, iofaults, kill, powerloss, space
+from . import damage, decoders, fuzz, iofaults, kill, powerloss, space
 from .results import FILE, Outcome, save, table
 from .runs import warm_up
 
@@ -28,6 +28,7 @@ PROFILES: dict[str, tuple[int, Callable[[int, int], Outcome | list[Outcome]]]] =
     "bitflips": (100, damage.bitflips),
     "everybyte": (0, damage.every_byte),
     "fuzz": (200, fuzz.run),
+    "decoders": (5000, decoders.run),
 }
 
 

@@ -99,8 +99,8 @@ def _other(rng: random.Random, said: Any) -> Any:
 # --- checksums --------------------------------------------------------------------------------
 
 
-def repaired(before: dict[bytes, bytes], after: dict[bytes, bytes], *, lie: bool) -> dict[bytes, bytes]:
-    """The entries with the checksums right of those that differ from `before`.
+def repaired(before: dict[bytes, bytes], after: dict[bytes, bytes], *, lie: bool, upwards: bool = True) -> dict[bytes, bytes]:
+    """The entries with the checksums right of those that differ from `before`, and `upwards` those of them elsewhere.
 
     With `lie` what is said twice is made to agree as well, with what the descriptors of segments say.
     """
@@ -113,7 +113,7 @@ def repaired(before: dict[bytes, bytes], after: dict[bytes, bytes], *, lie: bool
         elif (space == limits.NS_CODE_BLOCK or space in _ROWS) and len(value) > _CRC_BYTES:
             fixed[key] = with_crc(value[_CRC_BYTES:])
     # From the bottom up: chunks, descriptors, manifests.
-    for repair in (_repair_chunks, _repair_manifests, _repair_tails):
+    for repair in (_repair_chunks, _repair_manifests, _repair_tails) if upwards else ():
         repair(fixed, lie)
     return fixed
 

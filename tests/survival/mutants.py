@@ -21,6 +21,7 @@ from unittest import mock
 
 import featuredb as fdb
 from featuredb import limits
+from featuredb.offline import ingest, merge
 from featuredb.storage.engine import new_engine
 
 from .hostile import EXTREMES, mutated, mutated_record, repaired
@@ -51,6 +52,8 @@ def make_bases(folder: Path) -> None:
         with (
             mock.patch.object(time, "time_ns", lambda ticks=ticks: next(ticks)),
             mock.patch.object(uuid, "uuid4", lambda ids=ids: uuid.UUID(int=next(ids))),
+            mock.patch.multiple(ingest, INGEST_BATCH_ROWS=999, INGEST_MEMORY_ROWS=999, SMALL_INGEST_ROWS_MAX=5),
+            mock.patch.object(merge, "MERGE_FANOUT", 9),
             fdb.open(folder / f"{name}.fdb") as db,
         ):
             build(db)
@@ -97,9 +100,8 @@ def _scalars(db: fdb.Database) -> None:
             "at": _times(count, 24),
         }
 
-    with mock.patch("featuredb.offline.ingest.SMALL_INGEST_ROWS_MAX", 20):
-        db.ingest("rows", rows(120, 0))
-        db.ingest("rows", rows(30, 5), to="offline")
+    db.ingest("rows", rows(120, 0))
+    db.ingest("rows", rows(30, 5), to="offline")
     db.ingest("rows", {name: values[:3] for name, values in rows(3, 9).items()} | {"event_timestamp": _times(3, 999)})
     db.ingest("rows", rows(2, 0) | {"item": [None, 1]}, on_error="skip")
 
@@ -128,8 +130,7 @@ def _nested(db: fdb.Database) -> None:
             "raw": [bytes([number]) * (number % 9) for number in numbers],
         }
 
-    with mock.patch("featuredb.offline.ingest.SMALL_INGEST_ROWS_MAX", 5):
-        db.ingest("nested", rows(0, 20))
+    db.ingest("nested", rows(0, 20))
     db.apply(table([name for name in features if name != "gone"]))
     db.ingest("nested", {name: values for name, values in rows(20, 4).items() if name != "gone"})
 
