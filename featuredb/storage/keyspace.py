@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from featuredb.errors import CorruptionError, LimitError
 from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_KEY
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keys import sort_order, whole_keys
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import decode, pack, wholes
 
 
 def _pack_codes(keys: Sequence[bytes], codes: NDArray[np.int32]) -> list[bytes]:
@@ -34,7 +35,8 @@ def code_of(key: bytes, raw: memoryview) -> int | None:
     """The code that is stored for `key`, None if it is damaged."""
     if len(raw) != 8 or zlib.crc32(key + bytes(raw[:4])) != int.from_bytes(raw[4:], "little"):
         return None
-    return int.from_bytes(raw[:4], "little")
+    code = int.from_bytes(raw[:4], "little")
+    return code if code <= ENTITIES_MAX else None
 
 
 def _pack_block(keys: Heap) -> bytes:
@@ -76,8 +78,12 @@ class KeySpace:
         raw = txn.get(self._block_prefix)
         if raw is None:
             return 0, 0
-        generation, forgotten = unpack(raw, f"the generation of key space {self.id}")
-        return generation, forgotten
+
+        def facts(record: Any) -> tuple[int, int]:
+            generation, forgotten = wholes(record)
+            return generation, forgotten
+
+        return decode(raw, f"the generation of key space {self.id}", facts)
 
     def generation(self, txn: ReadTxn) -> int:
         """How often keys have been forgotten."""

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from featuredb.limits import ABSENT_US, NS_COMMIT
+from featuredb.limits import ABSENT_US, NS_COMMIT, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
 from featuredb.storage.env import ReadTxn, WriteTxn
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import decode, pack, text, whole
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -35,8 +36,13 @@ class Commit:
 
 def _commit(key: bytes | memoryview, value: bytes | memoryview) -> Commit:
     number = int.from_bytes(key[1:], "big")
-    time_us, operation, table, rows = unpack(value, f"the record of commit {number}")
-    return Commit(number, time_us, operation, table, rows)
+
+    def commit(record: Any) -> Commit:
+        time_us, operation, table, rows = record
+        whole(time_us, TIMESTAMP_MIN_US, TIMESTAMP_MAX_US)
+        return Commit(number, time_us, text(operation), None if table is None else text(table), whole(rows))
+
+    return decode(value, f"the record of commit {number}", commit)
 
 
 def last_commit(txn: ReadTxn) -> Commit | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
@@ -14,11 +14,13 @@ from featuredb.schema import DTYPES, Alias, Definition, DType, Entity, Feature, 
 from featuredb.sources import source_from_record
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.moving import STATE_KEY
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import decode, pack, text, whole
 from featuredb.storage.references import TableUse, resolve
 
 D = TypeVar("D")
 
+# Numbers of tables, key spaces and features are keys of four bytes.
+_NUMBER_MAX = 0xFFFF_FFFF
 _ENTITY, _TABLE, _SERVICE, _SPACE = (NS_DEFINITION + kind for kind in (b"e", b"t", b"s", b"k"))
 
 
@@ -142,13 +144,16 @@ def _table_of(name: str, record: Mapping[str, Any]) -> StoredTable:
         online=record["online"],
     )
     return StoredTable(
-        record["id"],
-        record["space"],
+        whole(record["id"], 0, _NUMBER_MAX),
+        whole(record["space"], 0, _NUMBER_MAX),
         definition,
         tuple(DTYPES[dtype] for dtype in record["key_dtypes"]),
-        {feature: number for number, feature, _, _ in record["features"]},
-        tuple(tuple((number, dtype) for number, dtype in layout) for layout in record["layouts"]),
-        tuple(record["reserved"]),
+        {feature: whole(number, 0, _NUMBER_MAX) for number, feature, _, _ in record["features"]},
+        tuple(
+            tuple((whole(number, 0, _NUMBER_MAX), DTYPES[dtype].name) for number, dtype in layout)
+            for layout in record["layouts"]
+        ),
+        tuple(map(text, record["reserved"])),
     )
 
 
@@ -164,20 +169,25 @@ def read_registry(txn: ReadTxn) -> Registry:
     if raw is None:
         return Registry()
     # What may follow says that the file is about to be replaced, see `storage.moving`.
-    version, next_id, *_ = unpack(raw, "the registry's state")
+    version, next_id = decode(raw, "the registry's state", lambda record: list(map(whole, record[:2])))
 
-    def records(prefix: bytes, kind: str) -> Iterable[tuple[str, Any]]:
+    def records(prefix: bytes, kind: str, make: Callable[[str, Any], D]) -> dict[str, D]:
+        found = {}
         for key, value in txn.scan(prefix):
-            name = bytes(key[len(prefix) :]).decode()
-            yield name, unpack(value, f"the definition of {kind} {name!r}")
+            raw_name = bytes(key[len(prefix) :])
+            name = raw_name.decode(errors="backslashreplace")
+            what = f"the definition of {kind} {name!r}"
+            found[name] = decode(value, what, lambda record: make(raw_name.decode(), record))  # noqa: B023
+        return found
 
+    spaces = records(_SPACE, "key space", lambda _, number: whole(number, 0, _NUMBER_MAX))
     return Registry(
         version,
         next_id,
-        {name: Entity(name, **record) for name, record in records(_ENTITY, "entity")},
-        {name: _table_of(name, record) for name, record in records(_TABLE, "feature table")},
-        {name: _service_of(name, record) for name, record in records(_SERVICE, "feature service")},
-        {tuple(name.split("/")): number for name, number in records(_SPACE, "key space")},
+        records(_ENTITY, "entity", lambda name, record: Entity(name, **record)),
+        records(_TABLE, "feature table", _table_of),
+        records(_SERVICE, "feature service", _service_of),
+        {tuple(name.split("/")): number for name, number in spaces.items()},
     )
 
 

@@ -111,10 +111,6 @@ def _check_segment(check: Check, table: StoredTable, ref: SegmentRef, reader: Se
     if info.rows != ref.rows or not 1 <= info.rows <= SEGMENT_ROWS_MAX:
         check.problem(f"its descriptor has {info.rows} rows, its manifest {ref.rows}", **where)
         return
-    missing = [name for number, name in _SYSTEM.items() if number not in info.columns]
-    if missing:
-        check.problem(f"its descriptor lacks {', '.join(missing)}", **where)
-        return
     sound = {number: _check_chunks(check, table, reader, column) for number, column in info.columns.items()}
     if check.level == "full":
         for number, column in info.columns.items():
