@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from featuredb.errors import DefinitionError, NotFoundError
-from featuredb.limits import BATCH_BYTES_TARGET, NS_DEFINITION, TABLES_MAX
+from featuredb.limits import BATCH_BYTES_TARGET, FEATURES_PER_TABLE_MAX, NS_DEFINITION, ROW_BYTES_MAX, TABLES_MAX
 from featuredb.schema import DTYPES, Alias, Definition, DType, Entity, Feature, FeatureService, FeatureTable
 from featuredb.sources import source_from_record
 from featuredb.storage.env import ReadTxn, WriteTxn
@@ -133,6 +133,9 @@ def _table_record(table: StoredTable) -> dict[str, Any]:
 
 def _table_of(name: str, record: Mapping[str, Any]) -> StoredTable:
     max_age_us = record["max_age_us"]
+    layouts = tuple(map(_layout_of, record["layouts"]))
+    if not layouts:
+        raise ValueError("it has no row layout")
     definition = FeatureTable(
         name,
         record["entities"],
@@ -149,12 +152,17 @@ def _table_of(name: str, record: Mapping[str, Any]) -> StoredTable:
         definition,
         tuple(DTYPES[dtype] for dtype in record["key_dtypes"]),
         {feature: whole(number, 0, _NUMBER_MAX) for number, feature, _, _ in record["features"]},
-        tuple(
-            tuple((whole(number, 0, _NUMBER_MAX), DTYPES[dtype].name) for number, dtype in layout)
-            for layout in record["layouts"]
-        ),
+        layouts,
         tuple(map(text, record["reserved"])),
     )
+
+
+def _layout_of(record: Iterable[Any]) -> tuple[tuple[int, str], ...]:
+    layout = tuple((whole(number, 0, _NUMBER_MAX), DTYPES[dtype]) for number, dtype in record)
+    # As of the features that it was made for.
+    whole(len(layout), 1, FEATURES_PER_TABLE_MAX)
+    whole(sum(dtype.numpy.itemsize for _, dtype in layout), 1, ROW_BYTES_MAX)
+    return tuple((number, dtype.name) for number, dtype in layout)
 
 
 def registry_state(txn: ReadTxn) -> bytes:
@@ -169,7 +177,7 @@ def read_registry(txn: ReadTxn) -> Registry:
     if raw is None:
         return Registry()
     # What may follow says that the file is about to be replaced, see `storage.moving`.
-    version, next_id = decode(raw, "the registry's state", lambda record: list(map(whole, record[:2])))
+    version, next_id = decode(raw, "the registry's state", lambda record: (whole(record[0]), whole(record[1])))
 
     def records(prefix: bytes, kind: str, make: Callable[[str, Any], D]) -> dict[str, D]:
         found = {}

@@ -272,6 +272,15 @@ class SegmentReader:
             "run `featuredb verify`, and restore the file from a backup"
         )
 
+    def check_encoding(self, column: ColumnInfo) -> None:
+        """Raise `CorruptionError` if values of the dtype of a column are never stored as it says."""
+        if column.dtype.is_variable:
+            known: tuple[str, ...] = ("dictionary", "heap", "null")
+        else:
+            known = ("plain", "null") if column.dtype.is_vector else ("plain", "packed", "null")
+        if column.encoding not in known:
+            raise self.damaged(column, f"it is {column.encoding} {column.dtype}")
+
     def words(self, column: ColumnInfo, chunk: int, rows: int) -> NDArray[np.uint64]:
         """The packed values of a chunk: value `i` begins at bit ``i * width``, and one word follows the last."""
         if not column.width:
@@ -291,8 +300,13 @@ class SegmentReader:
 
     def _index(self, column_id: int) -> NDArray[np.int32]:
         column = self.info.columns[column_id]
-        count = max(1, len(column.chunks))
-        parts = [self._raw(column, chunk, DATA, "int32") for chunk in range(count)]
+        if column.encoding != "plain":
+            raise self.damaged(column, f"its encoding is {column.encoding!r}")
+        parts = [self._raw(column, chunk, DATA, "int32") for chunk in range(max(1, len(column.chunks)))]
+        # Searches take the place of a value from `chunk_rows`.
+        full = all(len(part) == column.chunk_rows for part in parts[:-1])
+        if not full or not 0 < len(parts[-1]) <= column.chunk_rows:
+            raise self.damaged(column, f"its chunks are not of {column.chunk_rows} values")
         return parts[0] if len(parts) == 1 else frozen(np.concatenate(parts))
 
     def entity_index(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -335,6 +349,7 @@ class SegmentReader:
         return Heap(offsets, data)
 
     def _feature_chunk(self, column: ColumnInfo, chunk: int, rows: int, heap: Heap | None) -> Column:
+        self.check_encoding(column)
         if column.encoding == "null":
             return null_column(column.dtype, rows)
         valid = None

@@ -76,7 +76,7 @@ def _otherwise(rng: random.Random, said: Any) -> Any:
         elif kind == 2:
             copied[at] = rng.choice(list(copied.values()) if isinstance(copied, dict) else copied)
         elif kind == 3 and isinstance(copied, dict):
-            copied[rng.choice((_other(rng, at), rng.choice(list(copied))))] = copied.pop(at)
+            copied[rng.choice((*copied, "x", 7, None, b"x"))] = copied.pop(at)
         else:
             copied[at] = _otherwise(rng, copied[at])
         return copied
