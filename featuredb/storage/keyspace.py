@@ -116,7 +116,9 @@ class KeySpace:
         """Give codes to `keys`: at least one, distinct, not yet in the space."""
         first = self.count(txn)
         if first + len(keys) > ENTITIES_MAX:
-            raise LimitError(f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys")
+            raise LimitError(
+                f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys; use another file for the rest"
+            )
         raw = keys.tolist()
         codes = np.arange(first, first + len(keys), dtype=np.int32)
         order = sort_order(keys)

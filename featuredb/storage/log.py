@@ -34,7 +34,8 @@ class Commit:
         return _EPOCH + timedelta(microseconds=self.time_us)
 
 
-def _commit(key: bytes | memoryview, value: bytes | memoryview) -> Commit:
+def commit_of(key: bytes | memoryview, value: bytes | memoryview) -> Commit:
+    """The commit that an entry of the log records."""
     number = int.from_bytes(key[1:], "big")
 
     def commit(record: Any) -> Commit:
@@ -48,7 +49,7 @@ def _commit(key: bytes | memoryview, value: bytes | memoryview) -> Commit:
 def last_commit(txn: ReadTxn) -> Commit | None:
     """The newest commit, or None in a new file."""
     found = txn.last(NS_COMMIT)
-    return None if found is None else _commit(*found)
+    return None if found is None else commit_of(*found)
 
 
 def append_commit(txn: WriteTxn, operation: str, table: str | None, rows: int) -> Commit:
@@ -65,7 +66,7 @@ def append_commit(txn: WriteTxn, operation: str, table: str | None, rows: int) -
 def commits(txn: ReadTxn) -> Iterator[Commit]:
     """Every commit, oldest first."""
     for key, value in txn.scan(NS_COMMIT):
-        yield _commit(key, value)
+        yield commit_of(key, value)
 
 
 def commit_times(txn: ReadTxn) -> list[int]:

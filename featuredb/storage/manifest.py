@@ -72,12 +72,16 @@ def read_manifest(txn: ReadTxn, table_id: int) -> Manifest:
 def _unpacked(raw: memoryview, table_id: int) -> Manifest:
     def manifest(record: Any) -> Manifest:
         next_id, segments = record
-        refs = tuple(SegmentRef(*wholes(fields)) for fields in segments)
+        refs = tuple(_ref_of(*wholes(fields)) for fields in segments)
         wholes((ref.dead_version for ref in refs), 0, 0xFFFF_FFFF)
         wholes((bound for ref in refs for bound in (ref.rows, ref.dead_count)), 0, SEGMENT_ROWS_MAX)
         return Manifest(table_id, refs, whole(next_id))
 
     return decode(raw, f"the manifest of table {table_id}", manifest)
+
+
+def _ref_of(number: int, crc: int, rows: int, version: int, count: int, checksum: int) -> SegmentRef:
+    return SegmentRef(number, crc, rows, version, count, checksum)
 
 
 def write_manifest(txn: WriteTxn, manifest: Manifest) -> None:

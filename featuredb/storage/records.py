@@ -43,7 +43,7 @@ def decode(raw: bytes | memoryview, what: str, make: Callable[[Any], T]) -> T:
     try:
         return make(record)
     except _UNLIKE as error:
-        reason = str(error) if type(error).__module__.startswith("featuredb.") else repr(error)
+        reason = repr(error) if isinstance(error, LookupError) else str(error)
         raise CorruptionError(f"{what} has an unknown shape: {reason}; restore the file from a backup") from error
 
 

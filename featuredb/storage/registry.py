@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from featuredb.errors import DefinitionError, NotFoundError
-from featuredb.limits import BATCH_BYTES_TARGET, FEATURES_PER_TABLE_MAX, NS_DEFINITION, ROW_BYTES_MAX, TABLES_MAX
+from featuredb.limits import BATCH_BYTES_TARGET, FEATURES_PER_TABLE_MAX, LAYOUTS_MAX, NS_DEFINITION, ROW_BYTES_MAX, TABLES_MAX
 from featuredb.schema import DTYPES, Alias, Definition, DType, Entity, Feature, FeatureService, FeatureTable
 from featuredb.sources import source_from_record
 from featuredb.storage.env import ReadTxn, WriteTxn
@@ -134,8 +134,7 @@ def _table_record(table: StoredTable) -> dict[str, Any]:
 def _table_of(name: str, record: Mapping[str, Any]) -> StoredTable:
     max_age_us = record["max_age_us"]
     layouts = tuple(map(_layout_of, record["layouts"]))
-    if not layouts:
-        raise ValueError("it has no row layout")
+    whole(len(layouts), 1, LAYOUTS_MAX)
     definition = FeatureTable(
         name,
         record["entities"],
@@ -337,6 +336,11 @@ def _apply_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Cha
     removed = [name for name in stored.definition.feature_names if name not in table.feature_names]
     layout = tuple((ids[feature.name], feature.dtype) for feature in table.features)
     layouts = stored.layouts if layout == stored.layouts[-1] else (*stored.layouts, layout)
+    if len(layouts) > LAYOUTS_MAX:
+        raise DefinitionError(
+            f"feature table {table.name!r}: its features have changed {LAYOUTS_MAX - 1} times, the most; define a table "
+            "of another name"
+        )
     updated = replace(
         stored,
         definition=table,
@@ -350,7 +354,10 @@ def _apply_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Cha
 
 def _create_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Change]:
     if len(registry.tables) >= TABLES_MAX:
-        raise DefinitionError(f"feature table {table.name!r}: the file already holds {TABLES_MAX} tables, the most")
+        raise DefinitionError(
+            f"feature table {table.name!r}: the file already holds {TABLES_MAX} tables, the most; delete one that is not "
+            "needed, or use another file"
+        )
     next_id, spaces = registry.next_id, dict(registry.spaces)
     entities = tuple(table.entities)
     if entities not in spaces:

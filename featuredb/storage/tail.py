@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from featuredb.errors import CorruptionError
 from featuredb.limits import ENTITIES_MAX, NS_TAIL, TAIL_BYTES_MAX, TAIL_ROWS_MAX
@@ -55,7 +56,12 @@ def read_tail(txn: ReadTxn, table_id: int) -> Tail:
     raw = txn.get(_head(table_id))
     if raw is None:
         return Tail()
-    return decode(raw, f"the head of the tail of table {table_id}", lambda record: Tail(*wholes(record)))
+
+    def tail(record: Any) -> Tail:
+        rows, nbytes, commit_id, marks = wholes(record)
+        return Tail(rows, nbytes, commit_id, marks)
+
+    return decode(raw, f"the head of the tail of table {table_id}", tail)
 
 
 def _mark(key: Bytes, raw: Bytes) -> int:
