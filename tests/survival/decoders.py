@@ -12,7 +12,6 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
 from typing import Any, cast
 
 import numpy as np
@@ -322,9 +321,7 @@ def run(count: int, seed: int) -> Outcome:
         decoded(sources, number)  # loads and compiles, for the children
     stop_threads()
     parts = [range(first, min(first + PART, seed + count)) for first in range(seed, seed + count, PART)]
-    # Children run side by side: one goes on while what the other found is waited for.
-    halves = [children.each(lambda part: _counted(sources, part), parts[half::2], PARTS_PER_CHILD) for half in (0, 1)]
-    for part, found in (pair for both in zip_longest(*halves) for pair in both if pair is not None):
+    for part, found in children.beside(lambda part: _counted(sources, part), parts, PARTS_PER_CHILD):
         if isinstance(found, children.Died):
             # One by one, to find the case.
             for number, verdict in children.each(lambda number: decoded(sources, number), part):
