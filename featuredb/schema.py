@@ -160,7 +160,9 @@ def check_name(name: object, where: str) -> str:
             f"{where}: name {name!r} is not valid; use a letter or '_' first, then letters, digits, '_', '.' or '-'"
         )
     if len(name) > NAME_CHARS_MAX:
-        raise DefinitionError(f"{where}: name {name[:40]!r}... has {len(name)} characters; at most {NAME_CHARS_MAX}: shorten it")
+        raise DefinitionError(
+            f"{where}: name {name[:40]!r}... has {len(name)} characters; at most {NAME_CHARS_MAX}: shorten it"
+        )
     return name
 
 

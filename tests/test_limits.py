@@ -117,7 +117,8 @@ LIMITS = {
         "a row of 134 bytes is too long; at most 99: split the table", ("online.row.CHUNK_BYTES_MAX", 99),
     ),
     "Timestamps": Limit(
-        "TIMESTAMP_MAX_US", "years 1 to 9999", ingest(event_timestamp=np.array(["10000-01-01"], dtype="M8[us]")), fdb.InputError,
+        "TIMESTAMP_MAX_US", "years 1 to 9999", ingest(event_timestamp=np.array(["10000-01-01"], dtype="M8[us]")),
+        fdb.InputError,
         "column 'event_timestamp', row 0, value .*outside the years 1 to 9999",
     ),
     "Reads at a time, of all processes": Limit(
@@ -202,7 +203,9 @@ def test_the_newest_rejected_rows_are_kept(path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("featuredb.storage.rejected.REJECTED_ROWS_MAX", 4)
     with fdb.open(path) as db:
         for count in (2, 5):
-            db.ingest("t", rows(k=[None] * count, event_timestamp=["2024-01-01"] * count, v=["x"] * count), on_error="skip")
+            db.ingest(
+                "t", rows(k=[None] * count, event_timestamp=["2024-01-01"] * count, v=["x"] * count), on_error="skip"
+            )
         assert [row.row for row in db.rejected("t")] == [1, 0, 1, 2]
 
 

@@ -229,6 +229,9 @@ class _Output:
         if valid is not None and len(self.heaps) > 1:
             self.data[~valid] = 0
         if len(self.data) and self.data.view(np.uint32).max() >= max(len(heap), 1):
-            raise CorruptionError("a dictionary entry number is not in its dictionary; run `featuredb verify`, and restore the file from a backup")
+            raise CorruptionError(
+                "a dictionary entry number is not in its dictionary; run `featuredb verify`, "
+                "and restore the file from a backup"
+            )
         column = Column(self.dtype, self.data, valid, heap)
         return column.compact() if len(heap) > len(self.data) else column

@@ -278,8 +278,8 @@ class OnlineIndex:
             for feature_id, dtype in features:
                 if feature_id in self._names and self._dtypes[self._names[feature_id]] != dtype:
                     raise CorruptionError(
-                        f"feature table {self.name!r}: layout {version} of its rows has feature {feature_id} as {dtype}; "
-                        "restore the file from a backup"
+                        f"feature table {self.name!r}: layout {version} of its rows has feature {feature_id} as "
+                        f"{dtype}; restore the file from a backup"
                     )
             layout = self._layouts[version] = RowLayout(version, features)
         return layout

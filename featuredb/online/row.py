@@ -131,7 +131,9 @@ class RowLayout:
                 # A null is stored as zero whatever the column holds there: content is compared by its bytes.
                 fixed[name] = zeroed(column.data, column.valid)
         if rows and int(sizes.max()) > CHUNK_BYTES_MAX:
-            raise LimitError(f"a row of {int(sizes.max())} bytes is too long; at most {CHUNK_BYTES_MAX}: split the table")
+            raise LimitError(
+                f"a row of {int(sizes.max())} bytes is too long; at most {CHUNK_BYTES_MAX}: split the table"
+            )
         offsets = np.zeros(rows + 1, dtype=np.int64)
         np.cumsum(sizes, out=offsets[1:])
         data = fixed.view(np.uint8).reshape(-1)

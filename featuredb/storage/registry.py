@@ -9,7 +9,14 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from featuredb.errors import DefinitionError, NotFoundError
-from featuredb.limits import BATCH_BYTES_TARGET, FEATURES_PER_TABLE_MAX, LAYOUTS_MAX, NS_DEFINITION, ROW_BYTES_MAX, TABLES_MAX
+from featuredb.limits import (
+    BATCH_BYTES_TARGET,
+    FEATURES_PER_TABLE_MAX,
+    LAYOUTS_MAX,
+    NS_DEFINITION,
+    ROW_BYTES_MAX,
+    TABLES_MAX,
+)
 from featuredb.schema import DTYPES, Alias, Definition, DType, Entity, Feature, FeatureService, FeatureTable
 from featuredb.sources import source_from_record
 from featuredb.storage.env import ReadTxn, WriteTxn
@@ -338,8 +345,8 @@ def _apply_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Cha
     layouts = stored.layouts if layout == stored.layouts[-1] else (*stored.layouts, layout)
     if len(layouts) > LAYOUTS_MAX:
         raise DefinitionError(
-            f"feature table {table.name!r}: its features have changed {LAYOUTS_MAX - 1} times, the most; define a table "
-            "of another name"
+            f"feature table {table.name!r}: its features have changed {LAYOUTS_MAX - 1} times, the most; define a "
+            "table of another name"
         )
     updated = replace(
         stored,
@@ -355,8 +362,8 @@ def _apply_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Cha
 def _create_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Change]:
     if len(registry.tables) >= TABLES_MAX:
         raise DefinitionError(
-            f"feature table {table.name!r}: the file already holds {TABLES_MAX} tables, the most; delete one that is not "
-            "needed, or use another file"
+            f"feature table {table.name!r}: the file already holds {TABLES_MAX} tables, the most; delete one that is "
+            "not needed, or use another file"
         )
     next_id, spaces = registry.next_id, dict(registry.spaces)
     entities = tuple(table.entities)

@@ -314,6 +314,11 @@ class SegmentReader:
         codes, starts = self._index(CODES), self._index(STARTS)
         if len(starts) != len(codes) + 1 or starts[0] != 0 or starts[-1] != self.rows:
             raise self.damaged(self.info.columns[STARTS], "its entity index is damaged")
+        times = [self.info.columns[number] for number in (EVENT, CREATED)]
+        bits = sum(64 if column.encoding == "plain" else column.width for column in times)
+        # All rows differ in key or time, so that no few bytes can stand for millions of rows.
+        if self.rows > len(codes) << min(bits, 32):
+            raise self.damaged(times[0], f"{self.rows} rows of {len(codes)} keys have {bits} bits of time to differ in")
         return codes, starts
 
     def dead(self) -> NDArray[np.int32]:

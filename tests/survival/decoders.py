@@ -12,6 +12,8 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -207,8 +209,7 @@ def _tails(rng: random.Random, source: Source) -> None:
 
 def _online_rows(rng: random.Random, source: Source) -> None:
     """A packed online row, by itself and as a column, and by compiled code."""
-    keys = [key for key in source.keys(limits.NS_ONLINE)]
-    key = rng.choice(keys)
+    key = rng.choice(source.keys(limits.NS_ONLINE))
     raw = with_crc(bytes(mutated(rng, source.entries[key][4:])))
     table = source.table(key[1:5])
     index, features = OnlineIndex(table), list(table.feature_ids.values())
@@ -228,10 +229,9 @@ def _lists(rng: random.Random, source: Source) -> None:
     dtype = DTYPES[f"list[{rng.choice(('string', 'bytes', 'int16', 'float64', 'timestamp', 'bool'))}]"]
     entries = [b"\2\0\0\0\1\0\0\0\2\0\0\0abc", b"\0\0\0\0", rng.randbytes(rng.choice((0, 4, 8, 16)))]
     heap = Heap.of([bytes(mutated(rng, entry)) if rng.random() < 0.5 else entry for entry in entries])
-    try:
+    # As it says; whoever calls it names the row.
+    with suppress(ValueError, OverflowError):
         list_decoder(dtype)(rng.choice(heap.tolist()))
-    except (ValueError, OverflowError):
-        pass  # as it says; whoever calls it names the row
     decode_lists(dtype, heap)
 
 
@@ -246,12 +246,12 @@ def _segments(rng: random.Random, source: Source) -> None:
     entries = {**mine, key: raw}
     if not whole:
         entries = repaired(mine, entries, lie=False)
-    table, segment = source.table(name[1:5]), int.from_bytes(name[5:], "big")
-    manifest = read_manifest(transaction(source.entries), int.from_bytes(name[1:5], "big"))
+    table_id, segment = int.from_bytes(name[1:5], "big"), int.from_bytes(name[5:], "big")
+    manifest = read_manifest(transaction(source.entries), table_id)
     held = next((ref for ref in manifest.segments if ref.id == segment), SegmentRef(segment, 0, 1))
     txn = transaction(entries)
-    ref = SegmentRef(segment, zlib.crc32(entries[name]), held.rows, held.dead_version, held.dead_count, held.dead_checksum)
-    info = read_info(txn, int.from_bytes(name[1:5], "big"), ref)
+    ref = replace(held, crc=zlib.crc32(entries[name]))
+    info = read_info(txn, table_id, ref)
     if info.rows > SAMPLE_ROWS:
         return  # a matter of memory, see `fuzz`
     reader = SegmentReader(txn, ref, info, set(), {})
@@ -290,8 +290,8 @@ def _pages(rng: random.Random, source: Source) -> None:
 
 
 DECODERS: tuple[Callable[[random.Random, Source], None], ...] = (
-    _definitions, _manifests, _log, _snapshots, _rejected, _pending, _format, _entity_keys, _tails, _online_rows, _lists,
-    _segments, _segments, _segments, _pages,
+    _definitions, _manifests, _log, _snapshots, _rejected, _pending, _format, _entity_keys, _tails, _online_rows,
+    _lists, _segments, _segments, _segments, _pages,
 )  # fmt: skip
 
 

@@ -56,7 +56,9 @@ def run(count: int, seed: int) -> Outcome:
 
         def looked(look: Callable[[Path], str], numbers: list[int]) -> dict[int, Any]:
             # Each child has a folder of its own.
-            return dict(children.beside(lambda number: guarded(bases, number, scratched, look), numbers, CASES_PER_CHILD))
+            return dict(
+                children.beside(lambda number: guarded(bases, number, scratched, look), numbers, CASES_PER_CHILD)
+            )
 
         for first in range(seed, seed + count, ROUND):
             numbers = list(range(first, min(first + ROUND, seed + count)))
@@ -92,11 +94,13 @@ def judged(by_verify: Any, by_read: Any) -> str:
     if verdict != "sound":
         return verdict
     verdict = verdict_of(by_read)
-    return "sound" if verdict == "read" else f"violation: verify finds it in order; {verdict.removeprefix('violation: ')}"
+    found = verdict.removeprefix("violation: ")
+    return "sound" if verdict == "read" else f"violation: verify finds it in order, reading does not: {found}"
 
 
 def guarded(bases: list[Base], number: int, folder: Path, look: Callable[[Path], str]) -> tuple[str, int]:
     """What `look` says of a mutant, within limits of time and memory; and the memory beside twice the file."""
+    # Two children run side by side.
     own = folder / str(os.getpid())
     own.mkdir(exist_ok=True)
     path = emptied(own) / NAME
@@ -104,17 +108,22 @@ def guarded(bases: list[Base], number: int, folder: Path, look: Callable[[Path],
     _limit_address_space()
     # Other cases of this process leave their garbage behind.
     gc.collect(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
     signal.setitimer(signal.ITIMER_PROF, SECONDS_MAX)
     try:
-        verdict = look(path)
+        verdict, took = measured(path, look)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    took = _status("VmHWM") - before - 2 * path.stat().st_size
     if took > MEMORY_BASE_BYTES:
         verdict = f"violation: {took >> 20} MiB of memory beside twice the file ({verdict})"
     return verdict, took
+
+
+def measured(path: Path, look: Callable[[Path], str]) -> tuple[str, int]:
+    """What `look` says of a file, and the memory that it took beside twice the file."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    verdict = look(path)
+    return verdict, _status("VmHWM") - before - 2 * path.stat().st_size
 
 
 _limited = False

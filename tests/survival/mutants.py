@@ -8,6 +8,7 @@ Everything follows from the number of a case.
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import struct
 import time
@@ -19,26 +20,35 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 import featuredb as fdb
 from featuredb import limits
 from featuredb.offline import ingest, merge
 from featuredb.storage.engine import new_engine
+from featuredb.storage.pages import _Walk, meta_pages
 
 from .hostile import EXTREMES, mutated, mutated_record, repaired
 
 PAGE_BYTES = 4096
 MAP_BYTES = 1 << 26
-_BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
 _META_AT = 16
 _META_FIELDS = [*range(0, 8, 4), 8, 16, 24, 28, 30, *range(32, 72, 8), 72, 76, 78, *range(80, 120, 8), 120, 128]
 _T0 = datetime(2013, 1, 1, tzinfo=UTC)
 
 
+class Content(bytearray):
+    """The bytes of a file, and where the pages of its last transaction begin."""
+
+    live: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Base:
-    """A sound file: its bytes, and its entries."""
+    """A sound file: its bytes, the places of the pages that are in use, and its entries."""
 
     content: bytes
+    live: tuple[int, ...]
     entries: dict[bytes, bytes]
 
 
@@ -71,7 +81,14 @@ def _base(path: Path) -> Base:
             entries = {bytes(key): bytes(value) for key, value in txn.cursor()}
     finally:
         engine.close()
-    return Base(path.read_bytes(), entries)
+    content = path.read_bytes()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        walk = _Walk(fd, meta_pages(fd)[0], len(content))
+        walk.faults()
+    finally:
+        os.close(fd)
+    return Base(content, tuple((np.flatnonzero(walk._used) * PAGE_BYTES).tolist()), entries)
 
 
 def _times(count: int, step_hours: int = 1) -> list[datetime]:
@@ -108,7 +125,13 @@ def _scalars(db: fdb.Database) -> None:
 
 def _nested(db: fdb.Database) -> None:
     """Lists, vectors, long strings, composite keys, a removed feature."""
-    features = {"gone": "int8", "vector": "float32[3]", "words": "list[string]", "counts": "list[int16]", "raw": "bytes"}
+    features = {
+        "gone": "int8",
+        "vector": "float32[3]",
+        "words": "list[string]",
+        "counts": "list[int16]",
+        "raw": "bytes",
+    }
     entities = [fdb.Entity("user", "string"), fdb.Entity("day", "timestamp")]
 
     def table(names: list[str]) -> fdb.FeatureTable:
@@ -160,7 +183,8 @@ def write_mutant(bases: list[Base], number: int, path: Path) -> str:
     rng = random.Random(number)
     base = rng.choice(bases)
     if rng.random() < 0.5:
-        content = bytearray(base.content)
+        content = Content(base.content)
+        content.live = base.live
         done = []
         for _ in range(rng.choice((1, 1, 2, 4))):
             change = rng.choice(_PAGE_CHANGES)
@@ -228,15 +252,15 @@ def _changed(rng: random.Random, value: bytes) -> bytes:
 # --- pages ------------------------------------------------------------------------------------
 
 
-def _page(rng: random.Random, content: bytearray) -> int:
-    """Where a page begins, more often than not one of the tree."""
-    pages = range(0, len(content) - PAGE_BYTES + 1, PAGE_BYTES)
-    tried = [rng.choice(pages) for _ in range(3)] if pages else [0]
-    of_tree = [at for at in tried if struct.unpack_from("<H", content, at + 10)[0] in (_BRANCH, _LEAF, _OVERFLOW)]
-    return (of_tree or tried)[0]
+def _page(rng: random.Random, content: Content) -> int:
+    """Where a page begins, mostly one that is in use: what others hold has no meaning."""
+    live = [page for page in content.live if page + PAGE_BYTES <= len(content)]
+    if live and rng.random() < 0.95:
+        return rng.choice(live)
+    return PAGE_BYTES * rng.randrange(max(1, len(content) // PAGE_BYTES))
 
 
-def _put(rng: random.Random, content: bytearray, at: int, width: int) -> None:
+def _put(rng: random.Random, content: Content, at: int, width: int) -> None:
     """A word that is extreme, or of the size of what stands in pages."""
     near = (len(content) // PAGE_BYTES, len(content), PAGE_BYTES, rng.randrange(PAGE_BYTES), rng.randrange(64))
     before = int.from_bytes(content[at : at + width], "little")
@@ -245,37 +269,37 @@ def _put(rng: random.Random, content: bytearray, at: int, width: int) -> None:
         content[at : at + width] = (word & (1 << 8 * width) - 1).to_bytes(width, "little")
 
 
-def _nodes(content: bytearray, page: int) -> list[int]:
+def _nodes(content: Content, page: int) -> list[int]:
     low = struct.unpack_from("<H", content, page + 12)[0]
     count = min(max(low - 16, 0) // 2, (PAGE_BYTES - 16) // 2)
     places = struct.unpack_from(f"<{count}H", content, page + 16)
     return [page + place for place in places if place <= PAGE_BYTES - 8]
 
 
-def _flip(rng: random.Random, content: bytearray) -> None:
+def _flip(rng: random.Random, content: Content) -> None:
     page = _page(rng, content)
     for _ in range(rng.choice((1, 1, 8))):
         content[page + rng.randrange(min(PAGE_BYTES, len(content)))] ^= 1 << rng.randrange(8)
 
 
-def _word(rng: random.Random, content: bytearray) -> None:
+def _word(rng: random.Random, content: Content) -> None:
     width = rng.choice((1, 2, 4, 8))
     _put(rng, content, _page(rng, content) + rng.randrange(PAGE_BYTES // width) * width, width)
 
 
-def _head(rng: random.Random, content: bytearray) -> None:
+def _head(rng: random.Random, content: Content) -> None:
     """Page number, flags, lower and upper."""
     at, width = rng.choice(((0, 8), (10, 2), (12, 2), (14, 2), (12, 4)))
     _put(rng, content, _page(rng, content) + at, width)
 
 
-def _place(rng: random.Random, content: bytearray) -> None:
+def _place(rng: random.Random, content: Content) -> None:
     """Where a node stands."""
     page = _page(rng, content)
     _put(rng, content, page + 16 + 2 * rng.randrange(max(1, len(_nodes(content, page)))), 2)
 
 
-def _node(rng: random.Random, content: bytearray) -> None:
+def _node(rng: random.Random, content: Content) -> None:
     """A node's sizes, flags or child; the number of the page of a long value; its key and value."""
     nodes = _nodes(content, _page(rng, content))
     if nodes:
@@ -285,7 +309,7 @@ def _node(rng: random.Random, content: bytearray) -> None:
         _put(rng, content, node + at, width)
 
 
-def _copy_node(rng: random.Random, content: bytearray) -> None:
+def _copy_node(rng: random.Random, content: Content) -> None:
     """A node over another, perhaps of another page."""
     one, other = (_nodes(content, _page(rng, content)) for _ in range(2))
     if one and other:
@@ -294,7 +318,7 @@ def _copy_node(rng: random.Random, content: bytearray) -> None:
         content[target : target + size] = content[source : source + size]
 
 
-def _exchange_pages(rng: random.Random, content: bytearray) -> None:
+def _exchange_pages(rng: random.Random, content: Content) -> None:
     one, other = _page(rng, content), _page(rng, content)
     # With its number kept, or as a disk would misplace it.
     skip = rng.choice((0, 8))
@@ -302,30 +326,30 @@ def _exchange_pages(rng: random.Random, content: bytearray) -> None:
     content[one + skip : one + PAGE_BYTES], content[other + skip : other + PAGE_BYTES] = second, first
 
 
-def _copy_page(rng: random.Random, content: bytearray) -> None:
+def _copy_page(rng: random.Random, content: Content) -> None:
     one, other, skip = _page(rng, content), _page(rng, content), rng.choice((0, 8))
     content[other + skip : other + PAGE_BYTES] = content[one + skip : one + PAGE_BYTES]
 
 
-def _cut(rng: random.Random, content: bytearray) -> None:
+def _cut(rng: random.Random, content: Content) -> None:
     pages = len(content) // PAGE_BYTES
     del content[rng.choice((rng.randrange(len(content)), PAGE_BYTES * rng.randrange(1 + pages))) or PAGE_BYTES :]
 
 
-def _extend(rng: random.Random, content: bytearray) -> None:
+def _extend(rng: random.Random, content: Content) -> None:
     content += rng.choice((bytes(PAGE_BYTES), bytes(rng.randrange(1, 999)), content[-PAGE_BYTES:]))
 
 
-def _meta(rng: random.Random, content: bytearray) -> None:
+def _meta(rng: random.Random, content: Content) -> None:
     """A field of one meta page or of both: counts, roots, flags, sizes, numbers of pages and transactions."""
     at = _META_AT + rng.choice(_META_FIELDS)
     width = rng.choice((2, 4, 8))
-    for page in rng.choice(((0,), (1,), (0, 1))):
+    for page in rng.choice(((0,), (1,), (0, 1), (0, 1))):
         if (page + 1) * PAGE_BYTES <= len(content):
             _put(rng, content, page * PAGE_BYTES + at, width)
 
 
-_PAGE_CHANGES: tuple[Callable[[random.Random, bytearray], None], ...] = (
+_PAGE_CHANGES: tuple[Callable[[random.Random, Content], None], ...] = (
     _flip, _flip, _word, _head, _place, _node, _node, _node, _copy_node, _exchange_pages, _copy_page, _cut, _extend,
     _meta, _meta,
 )  # fmt: skip
