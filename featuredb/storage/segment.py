@@ -318,7 +318,8 @@ class SegmentReader:
         bits = sum(64 if column.encoding == "plain" else column.width for column in times)
         # All rows differ in key or time, so that no few bytes can stand for millions of rows.
         if self.rows > len(codes) << min(bits, 32):
-            raise self.damaged(times[0], f"{self.rows} rows of {len(codes)} keys have {bits} bits of time to differ in")
+            what = f"rows are out of order: {self.rows} of {len(codes)} keys differ in {bits} bits of time"
+            raise self.damaged(times[0], what)
         return codes, starts
 
     def dead(self) -> NDArray[np.int32]:
