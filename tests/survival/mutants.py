@@ -187,9 +187,12 @@ def write_mutant(bases: list[Base], number: int, path: Path) -> str:
         content.live = base.live
         done = []
         for _ in range(rng.choice((1, 1, 2, 4))):
-            change = rng.choice(_PAGE_CHANGES)
+            while True:
+                change, before = rng.choice(_PAGE_CHANGES), bytes(content)
+                change(rng, content)
+                if content != before:
+                    break
             done.append(change.__name__.strip("_"))
-            change(rng, content)
         path.write_bytes(content)
         return "pages: " + ", ".join(done)
     path.write_bytes(base.content)
@@ -260,6 +263,16 @@ def _page(rng: random.Random, content: Content) -> int:
     return PAGE_BYTES * rng.randrange(max(1, len(content) // PAGE_BYTES))
 
 
+def _spot(rng: random.Random, content: Content, width: int) -> int:
+    """The place of a word of a page, outside the gap between its lists of nodes and these."""
+    page = _page(rng, content)
+    low, high = struct.unpack_from("<HH", content.ljust(page + PAGE_BYTES, b"\0"), page + 12)
+    at = rng.randrange(PAGE_BYTES // width) * width
+    if low <= at < high <= PAGE_BYTES:
+        at = rng.choice((rng.randrange(low), min(high + rng.randrange(64), PAGE_BYTES - width))) // width * width
+    return page + at
+
+
 def _put(rng: random.Random, content: Content, at: int, width: int) -> None:
     """A word that is extreme, or of the size of what stands in pages."""
     near = (len(content) // PAGE_BYTES, len(content), PAGE_BYTES, rng.randrange(PAGE_BYTES), rng.randrange(64))
@@ -277,14 +290,13 @@ def _nodes(content: Content, page: int) -> list[int]:
 
 
 def _flip(rng: random.Random, content: Content) -> None:
-    page = _page(rng, content)
     for _ in range(rng.choice((1, 1, 8))):
-        content[page + rng.randrange(min(PAGE_BYTES, len(content)))] ^= 1 << rng.randrange(8)
+        content[min(_spot(rng, content, 1), len(content) - 1)] ^= 1 << rng.randrange(8)
 
 
 def _word(rng: random.Random, content: Content) -> None:
     width = rng.choice((1, 2, 4, 8))
-    _put(rng, content, _page(rng, content) + rng.randrange(PAGE_BYTES // width) * width, width)
+    _put(rng, content, _spot(rng, content, width), width)
 
 
 def _head(rng: random.Random, content: Content) -> None:
