@@ -42,6 +42,8 @@ NAME_CHARS_MAX: Final = 128
 TABLES_MAX: Final = 100_000
 FEATURES_PER_TABLE_MAX: Final = 4096
 ENTITIES_PER_TABLE_MAX: Final = 16
+# Online rows tell their layout by two bytes; the features as defined first are layout 0.
+LAYOUTS_MAX: Final = 1 << 16
 # Each makes an online look-up in an older one a look-up more.
 SNAPSHOTS_MAX: Final = 1000
 

@@ -160,7 +160,9 @@ def check_name(name: object, where: str) -> str:
             f"{where}: name {name!r} is not valid; use a letter or '_' first, then letters, digits, '_', '.' or '-'"
         )
     if len(name) > NAME_CHARS_MAX:
-        raise DefinitionError(f"{where}: name {name[:40]!r}... has {len(name)} characters; at most {NAME_CHARS_MAX}")
+        raise DefinitionError(
+            f"{where}: name {name[:40]!r}... has {len(name)} characters; at most {NAME_CHARS_MAX}: shorten it"
+        )
     return name
 
 
@@ -345,9 +347,9 @@ class FeatureTable:
         if not self.features:
             yield "has no feature; define at least one"
         if len(self.entities) > ENTITIES_PER_TABLE_MAX:
-            yield f"has {len(self.entities)} entities; at most {ENTITIES_PER_TABLE_MAX}"
+            yield f"has {len(self.entities)} entities; at most {ENTITIES_PER_TABLE_MAX}, so make one of several"
         if len(self.features) > FEATURES_PER_TABLE_MAX:
-            yield f"has {len(self.features)} features; at most {FEATURES_PER_TABLE_MAX}"
+            yield f"has {len(self.features)} features; at most {FEATURES_PER_TABLE_MAX}, so split the table"
         width = sum(DTYPES[feature.dtype].numpy.itemsize for feature in self.features)
         if width > ROW_BYTES_MAX:
             yield f"its features take {width} bytes a row; at most {ROW_BYTES_MAX}, so split the table"

@@ -488,7 +488,7 @@ def test_rows_and_lists_have_limits() -> None:
     long = np.zeros(VALUE_BYTES_MAX + 1, dtype=np.int8)
     converted = as_column([long[:-1], long], DTYPES["list[int8]"], "v")
     assert [(bad.reason, bad.rows.tolist()) for bad in converted.rejected] == [
-        (f"takes more than {VALUE_BYTES_MAX} bytes", [1])
+        (f"takes more than {VALUE_BYTES_MAX} bytes; store where it is instead", [1])
     ]
 
 

@@ -256,7 +256,7 @@ def heap_entries(heap: Heap, check: Callable[[bytes], bool] | None = None) -> Ca
     """Every entry of `heap` once, too long ones rejected and, for strings, those that fail `check`."""
     cast = Cast(np.arange(len(heap), dtype=np.int32), heap=heap)
     long = np.diff(heap.offsets) > VALUE_BYTES_MAX
-    cast.reject(f"is longer than {VALUE_BYTES_MAX} bytes", long)
+    cast.reject(f"is longer than {VALUE_BYTES_MAX} bytes; store where it is instead", long)
     if check is not None:
         fits = np.fromiter(map(check, heap.tolist()), dtype=np.bool_, count=len(heap))
         cast.reject("is not valid UTF-8", ~fits & ~long)

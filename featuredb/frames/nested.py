@@ -236,7 +236,9 @@ def _pack(found: _Ragged, target: Target, convert: Convert, bad: list[Bad]) -> O
         return Outcome(_vector_column(dtype, items, present), bad)
     heap = encode_lists(items, lengths)
     long = np.flatnonzero(np.diff(heap.offsets) > VALUE_BYTES_MAX)
-    reject(f"takes more than {VALUE_BYTES_MAX} bytes", long, lambda row: _counted(found, row))
+    reject(
+        f"takes more than {VALUE_BYTES_MAX} bytes; store where it is instead", long, lambda row: _counted(found, row)
+    )
     if not present.any():
         return Outcome(null_column(dtype, rows), bad)
     valid = None if present.all() else present

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featuredb.errors import CorruptionError
 from featuredb.offline import kernels
 from featuredb.offline.kernels.words import SHIFT, TABLE
 from featuredb.offline.kernels.words import VALID as VALID_TABLE
@@ -97,15 +98,16 @@ def locate(reader: SegmentReader, column_id: int) -> Located:
 
 
 def _locate(reader: SegmentReader, column: ColumnInfo) -> Located:
+    reader.check_encoding(column)
     width, base = _packing(column)
     if not 0 <= width <= 64 and not column.dtype.is_vector:
         raise reader.damaged(column, f"its values have {width} bits")
-    chunks = 1 + max((chunk for chunk, _ in column.chunks), default=-1)
-    if column.id not in (CODES, STARTS):
-        chunks = max(chunks, len(reader.chunk_bounds(column.id)))
-    shift = column.chunk_rows.bit_length() - 1
-    if column.chunk_rows != 1 << shift:
+    if column.chunk_rows.bit_count() != 1:
         raise reader.damaged(column, f"chunks of {column.chunk_rows} rows, which is no power of two")
+    shift = column.chunk_rows.bit_length() - 1
+    chunks = len(column.chunks) if column.id in (CODES, STARTS) else len(reader.chunk_bounds(column.id))
+    if any(chunk >= chunks for chunk, _ in column.chunks):
+        raise reader.damaged(column, f"it has chunks beyond its {chunks}")
     owned: list[Any] = []
     words = [address_of(_ZERO.data)] * max(chunks, 1)
     if width:
@@ -221,6 +223,11 @@ def _dead_words(reader: SegmentReader) -> NDArray[np.uint64]:
     dead = reader.dead()
     if not len(dead):
         return _ZERO
+    if dead.min() < 0 or dead.max() >= reader.rows:
+        raise CorruptionError(
+            f"table {reader.info.table_id}, segment {reader.ref.id}: its list of replaced rows is out of range; "
+            "run `featuredb verify`, and restore the file from a backup"
+        )
     words = np.zeros(reader.rows // 64 + 1, dtype=np.uint64)
     np.bitwise_or.at(words.view(np.uint8), dead >> 3, np.left_shift(1, dead & 7).astype(np.uint8))
     return words

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Column, Heap
+from featuredb.errors import CorruptionError
 from featuredb.limits import KEYS_PER_BLOCK
 from featuredb.offline import kernels
 from featuredb.offline.kernels.hashing import LANES
@@ -181,6 +182,10 @@ class KeyDictionary:
         heaps = list(self._space.blocks(txn, block))
         parts = [self._keys, heaps[0].take(np.arange(used, len(heaps[0]))), *heaps[1:]]
         keys = Heap.concat(parts)
+        if self._width and not np.isin(np.diff(keys.offsets), (0, self._width)).all():
+            raise CorruptionError(
+                f"key space {self._space.id} has keys of other dtypes than its own; restore the file from a backup"
+            )
         slots, first = self._slots, known
         if 2 * len(keys) > len(slots):
             slots, first = _table(2 * len(keys)), 0
@@ -285,4 +290,8 @@ class KeyDictionary:
     def keys(self, txn: ReadTxn, codes: NDArray[np.int32]) -> Heap:
         """The key bytes of each code."""
         held, _, _ = self._read(txn)
+        if len(codes) and not 0 <= codes.min() <= codes.max() < len(held):
+            raise CorruptionError(
+                f"key space {self._space.id} has {len(held)} keys, and rows have others; restore the file from a backup"
+            )
         return held.take(codes)

@@ -73,7 +73,7 @@ class Gatherer:
         """
         if not self._parts:
             return [null_column(dtype, self._rows_out) for _, dtype in wanted]
-        sources = [[_source(part.reader, number) for part in self._parts] for number, _ in wanted]
+        sources = [[_source(part.reader, number, dtype) for part in self._parts] for number, dtype in wanted]
         self._trust((number, column) for columns in sources for number, column in enumerate(columns))
         matched = _NO_FLAGS
         outputs = []
@@ -127,9 +127,11 @@ def _parts(found: Found) -> list[_Part]:
     ]
 
 
-def _source(reader: SegmentReader, feature_id: int) -> Located | None:
+def _source(reader: SegmentReader, feature_id: int, dtype: DType) -> Located | None:
     """Where the feature's values or entry numbers lie; None if it has none, or each chunk a heap of its own."""
     info = reader.info.columns.get(feature_id)
+    if info is not None and info.dtype != dtype:
+        raise reader.damaged(info, f"it is stored as {info.dtype}, and defined as {dtype}")
     return None if info is None or info.encoding in ("null", "heap") else locate(reader, feature_id)
 
 
@@ -225,7 +227,10 @@ class _Output:
         heap = Heap.concat([Heap.of([]), *self.heaps])
         if valid is not None and len(self.heaps) > 1:
             self.data[~valid] = 0
-        if len(self.data) and self.data.max() >= max(len(heap), 1):
-            raise CorruptionError("a dictionary entry number is not in its dictionary; run `featuredb verify`")
+        if len(self.data) and self.data.view(np.uint32).max() >= max(len(heap), 1):
+            raise CorruptionError(
+                "a dictionary entry number is not in its dictionary; run `featuredb verify`, "
+                "and restore the file from a backup"
+            )
         column = Column(self.dtype, self.data, valid, heap)
         return column.compact() if len(heap) > len(self.data) else column

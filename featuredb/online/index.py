@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuredb.columns import Column, Columns, Heap, concat, null_column, zeroed
+from featuredb.errors import CorruptionError
 from featuredb.frames.arrays import to_pylist
 from featuredb.limits import ABSENT_US, BATCH_BYTES_TARGET, KEY_BYTES_MAX, NS_ONLINE
 from featuredb.online.row import HEADER_BYTES, Buffer, KeyName, RowLayout, damaged, read_headers
@@ -95,9 +96,9 @@ class OnlineIndex:
         self.name = table.definition.name
         self.prefix = NS_ONLINE + table.id.to_bytes(4, "big")
         self._layouts: dict[int, RowLayout] = {}
-        self.current = self.layout(len(table.layouts) - 1, self._key_of([]))
         self._names = {feature_id: name for name, feature_id in table.feature_ids.items()}
         self._dtypes = {feature.name: DTYPES[feature.dtype] for feature in table.definition.features}
+        self.current = self.layout(len(table.layouts) - 1, self._key_of([]))
 
     def update(
         self,
@@ -276,8 +277,14 @@ class OnlineIndex:
             layouts = self.table.layouts
             if version >= len(layouts):
                 raise damaged(f"it has layout {version}, the table only {len(layouts)} of them", self.name, key_of(0))
-            layout = RowLayout(version, [(feature_id, DTYPES[dtype]) for feature_id, dtype in layouts[version]])
-            self._layouts[version] = layout
+            features = [(feature_id, DTYPES[dtype]) for feature_id, dtype in layouts[version]]
+            for feature_id, dtype in features:
+                if feature_id in self._names and self._dtypes[self._names[feature_id]] != dtype:
+                    raise CorruptionError(
+                        f"feature table {self.name!r}: layout {version} of its rows has feature {feature_id} as "
+                        f"{dtype}; restore the file from a backup"
+                    )
+            layout = self._layouts[version] = RowLayout(version, features)
         return layout
 
     def _key_of(self, full_keys: Sequence[bytes]) -> KeyName:

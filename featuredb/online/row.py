@@ -31,7 +31,6 @@ HEADER = np.dtype(
 HEADER_BYTES = HEADER.itemsize
 # The same for `struct`.
 HEADER_CODES = "<IHqqQ"
-VERSION_MAX = 0xFFFF
 _checked = itemgetter(slice(4, None))
 _header = itemgetter(slice(0, HEADER_BYTES))
 
@@ -70,8 +69,6 @@ class RowLayout:
     """
 
     def __init__(self, version: int, features: Sequence[tuple[int, DType]]) -> None:
-        if not 0 <= version <= VERSION_MAX:
-            raise LimitError(f"a table's features can change {VERSION_MAX} times, and have; make a new feature table")
         self.version = version
         self.features = tuple(features)
         self.places = {feature_id: place for place, (feature_id, _) in enumerate(self.features)}
@@ -122,7 +119,9 @@ class RowLayout:
                 # A null is stored as zero whatever the column holds there: content is compared by its bytes.
                 fixed[name] = zeroed(column.data, column.valid)
         if rows and int(sizes.max()) > CHUNK_BYTES_MAX:
-            raise LimitError(f"a row of {int(sizes.max())} bytes is too long; at most {CHUNK_BYTES_MAX}")
+            raise LimitError(
+                f"a row of {int(sizes.max())} bytes is too long; at most {CHUNK_BYTES_MAX}: split the table"
+            )
         offsets = np.zeros(rows + 1, dtype=np.int64)
         np.cumsum(sizes, out=offsets[1:])
         data = fixed.view(np.uint8).reshape(-1)

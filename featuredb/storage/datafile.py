@@ -30,6 +30,7 @@ _DATA_VERSION = 1
 _META_BYTES = 152
 _TRANSACTION_AT = 144
 _PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 256, 1 << 15
+_LAST_PAGE_MAX = 1 << 47  # no file is longer
 _PAGE_HEADER_BYTES = 16
 _BRANCH, _LEAF, _META_PAGE = 0x01, 0x02, 0x08
 _BIG_VALUE = 0x01
@@ -274,7 +275,7 @@ def _parse_meta(page: bytes) -> Meta | None:
     (page_bytes,) = struct.unpack_from("<I", page, 40)
     root, last_page, transaction = struct.unpack_from("<QQQ", page, 128)
     sane = page_bytes & (page_bytes - 1) == 0 and _PAGE_BYTES_MIN <= page_bytes <= _PAGE_BYTES_MAX
-    if (magic, version) != (_MAGIC, _DATA_VERSION) or not sane or last_page < 1:
+    if (magic, version) != (_MAGIC, _DATA_VERSION) or not sane or not 1 <= last_page < _LAST_PAGE_MAX:
         return None
     return Meta(page_bytes, last_page, root, transaction)
 

@@ -126,7 +126,7 @@ def _open_engine(path: str, writable: bool, readonly: bool, durable: bool, map_b
                     "close that first"
                 ) from error
             if error.code not in datafile.NOT_ALLOWED or len(ways) == 1:
-                raise datafile.file_error(path, error, "opened") from error
+                raise translated(path, error, "opened") from error
             del ways[0]
 
 
@@ -137,7 +137,7 @@ def reader_table(engine: Any) -> list[tuple[int, int]]:
     return [(int(line[0]), int(line[2])) for line in lines if len(line) == 3 and line[2].isdigit()]
 
 
-def translated(path: str, error: Exception) -> Exception:
+def translated(path: str, error: Exception, done: str = "read or written") -> Exception:
     """The error of ours that says what the engine's `error` means; any other as it is."""
     if not isinstance(error, lmdb.Error):
         return error
@@ -151,7 +151,7 @@ def translated(path: str, error: Exception) -> Exception:
         return FileError(f"{path}: out of memory ({error}); write less at a time or allow this process more memory")
     if isinstance(error, lmdb.PanicError):
         return FileError(f"{path}: an earlier write failed ({error}); close and reopen it")
-    return datafile.file_error(path, error, "read or written")
+    return datafile.file_error(path, error, done)
 
 
 def let_child_reopen() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_KEY
 from featuredb.storage.crc import crc32_rows
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keys import sort_order, whole_keys
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import decode, pack, wholes
 
 
 def _pack_codes(keys: Heap, codes: NDArray[np.int32]) -> list[bytes]:
@@ -41,7 +42,8 @@ def code_of(key: bytes, raw: memoryview) -> int | None:
     """The code that is stored for `key`, None if it is damaged."""
     if len(raw) != 8 or zlib.crc32(key + bytes(raw[:4])) != int.from_bytes(raw[4:], "little"):
         return None
-    return int.from_bytes(raw[:4], "little")
+    code = int.from_bytes(raw[:4], "little")
+    return code if code <= ENTITIES_MAX else None
 
 
 def _pack_block(keys: Heap) -> bytes:
@@ -85,8 +87,12 @@ class KeySpace:
         raw = txn.get(self._block_prefix)
         if raw is None:
             return 0, 0
-        generation, forgotten = unpack(raw, f"the generation of key space {self.id}")
-        return generation, forgotten
+
+        def facts(record: Any) -> tuple[int, int]:
+            generation, forgotten = wholes(record)
+            return generation, forgotten
+
+        return decode(raw, f"the generation of key space {self.id}", facts)
 
     def generation(self, txn: ReadTxn) -> int:
         """How often keys have been forgotten."""
@@ -119,7 +125,9 @@ class KeySpace:
         """Give codes to `keys`: at least one, distinct, not yet in the space."""
         first = self.count(txn)
         if first + len(keys) > ENTITIES_MAX:
-            raise LimitError(f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys")
+            raise LimitError(
+                f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys; use another file for the rest"
+            )
         codes = np.arange(first, first + len(keys), dtype=np.int32)
         order = sort_order(keys)
         ordered = keys.take(order)

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from featuredb.limits import ABSENT_US, NS_COMMIT
+from featuredb.limits import ABSENT_US, NS_COMMIT, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
 from featuredb.storage.env import ReadTxn, WriteTxn
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import decode, pack, text, whole
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -33,16 +34,22 @@ class Commit:
         return _EPOCH + timedelta(microseconds=self.time_us)
 
 
-def _commit(key: bytes | memoryview, value: bytes | memoryview) -> Commit:
+def commit_of(key: bytes | memoryview, value: bytes | memoryview) -> Commit:
+    """The commit that an entry of the log records."""
     number = int.from_bytes(key[1:], "big")
-    time_us, operation, table, rows = unpack(value, f"the record of commit {number}")
-    return Commit(number, time_us, operation, table, rows)
+
+    def commit(record: Any) -> Commit:
+        time_us, operation, table, rows = record
+        whole(time_us, TIMESTAMP_MIN_US, TIMESTAMP_MAX_US)
+        return Commit(number, time_us, text(operation), None if table is None else text(table), whole(rows))
+
+    return decode(value, f"the record of commit {number}", commit)
 
 
 def last_commit(txn: ReadTxn) -> Commit | None:
     """The newest commit, or None in a new file."""
     found = txn.last(NS_COMMIT)
-    return None if found is None else _commit(*found)
+    return None if found is None else commit_of(*found)
 
 
 def append_commit(txn: WriteTxn, operation: str, table: str | None, rows: int) -> Commit:
@@ -59,7 +66,7 @@ def append_commit(txn: WriteTxn, operation: str, table: str | None, rows: int) -
 def commits(txn: ReadTxn) -> Iterator[Commit]:
     """Every commit, oldest first."""
     for key, value in txn.scan(NS_COMMIT):
-        yield _commit(key, value)
+        yield commit_of(key, value)
 
 
 def commit_times(txn: ReadTxn) -> list[int]:

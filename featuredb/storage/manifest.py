@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from featuredb.errors import CorruptionError
-from featuredb.limits import NS_CHUNK, NS_MANIFEST, NS_PINNED, NS_SEGMENT, NS_STAGED
+from featuredb.limits import NS_CHUNK, NS_MANIFEST, NS_PINNED, NS_SEGMENT, NS_STAGED, SEGMENT_ROWS_MAX
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import decode, pack, whole, wholes
 
 SNAPSHOT_ID_BYTES = 6
 # Column id of the lists of dead rows among a segment's chunks.
@@ -71,11 +71,18 @@ def read_manifest(txn: ReadTxn, table_id: int) -> Manifest:
 
 
 def _unpacked(raw: memoryview, table_id: int) -> Manifest:
-    next_id, segments = unpack(raw, f"the manifest of table {table_id}")
-    try:
-        return Manifest(table_id, tuple(SegmentRef(*fields) for fields in segments), next_id)
-    except TypeError:
-        raise CorruptionError(f"the manifest of table {table_id} has an unknown shape") from None
+    def manifest(record: Any) -> Manifest:
+        next_id, segments = record
+        refs = tuple(_ref_of(*wholes(fields)) for fields in segments)
+        wholes((ref.dead_version for ref in refs), 0, 0xFFFF_FFFF)
+        wholes((bound for ref in refs for bound in (ref.rows, ref.dead_count)), 0, SEGMENT_ROWS_MAX)
+        return Manifest(table_id, refs, whole(next_id))
+
+    return decode(raw, f"the manifest of table {table_id}", manifest)
+
+
+def _ref_of(number: int, crc: int, rows: int, version: int, count: int, checksum: int) -> SegmentRef:
+    return SegmentRef(number, crc, rows, version, count, checksum)
 
 
 def write_manifest(txn: WriteTxn, manifest: Manifest) -> None:

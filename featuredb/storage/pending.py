@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from featuredb.limits import NS_PENDING
 from featuredb.storage.env import ReadTxn, WriteTxn
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import decode, pack, whole
 
 
 def _key(table_id: int) -> bytes:
@@ -19,7 +19,7 @@ def _key(table_id: int) -> bytes:
 def pending_since(txn: ReadTxn, table_id: int) -> int | None:
     """The first commit whose rows have not been offered to the online values; None if all have."""
     raw = txn.get(_key(table_id))
-    return None if raw is None else int(unpack(raw, f"the pending mark of table {table_id}"))
+    return None if raw is None else decode(raw, f"the pending mark of table {table_id}", whole)
 
 
 def note_pending(txn: WriteTxn, table_id: int, commit_id: int) -> None:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 
 from featuredb.errors import DefinitionError, NotFoundError
-from featuredb.limits import BATCH_BYTES_TARGET, NS_DEFINITION, TABLES_MAX
+from featuredb.limits import (
+    BATCH_BYTES_TARGET,
+    FEATURES_PER_TABLE_MAX,
+    LAYOUTS_MAX,
+    NS_DEFINITION,
+    ROW_BYTES_MAX,
+    TABLES_MAX,
+)
 from featuredb.schema import DTYPES, Alias, Definition, DType, Entity, Feature, FeatureService, FeatureTable
 from featuredb.sources import source_from_record
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.moving import STATE_KEY
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import decode, pack, text, whole
 from featuredb.storage.references import TableUse, resolve
 
 D = TypeVar("D")
 
+# Numbers of tables, key spaces and features are keys of four bytes.
+_NUMBER_MAX = 0xFFFF_FFFF
 _ENTITY, _TABLE, _SERVICE, _SPACE = (NS_DEFINITION + kind for kind in (b"e", b"t", b"s", b"k"))
 
 
@@ -131,6 +140,8 @@ def _table_record(table: StoredTable) -> dict[str, Any]:
 
 def _table_of(name: str, record: Mapping[str, Any]) -> StoredTable:
     max_age_us = record["max_age_us"]
+    layouts = tuple(map(_layout_of, record["layouts"]))
+    whole(len(layouts), 1, LAYOUTS_MAX)
     definition = FeatureTable(
         name,
         record["entities"],
@@ -142,14 +153,22 @@ def _table_of(name: str, record: Mapping[str, Any]) -> StoredTable:
         online=record["online"],
     )
     return StoredTable(
-        record["id"],
-        record["space"],
+        whole(record["id"], 0, _NUMBER_MAX),
+        whole(record["space"], 0, _NUMBER_MAX),
         definition,
         tuple(DTYPES[dtype] for dtype in record["key_dtypes"]),
-        {feature: number for number, feature, _, _ in record["features"]},
-        tuple(tuple((number, dtype) for number, dtype in layout) for layout in record["layouts"]),
-        tuple(record["reserved"]),
+        {feature: whole(number, 0, _NUMBER_MAX) for number, feature, _, _ in record["features"]},
+        layouts,
+        tuple(map(text, record["reserved"])),
     )
+
+
+def _layout_of(record: Iterable[Any]) -> tuple[tuple[int, str], ...]:
+    layout = tuple((whole(number, 0, _NUMBER_MAX), DTYPES[dtype]) for number, dtype in record)
+    # As of the features that it was made for.
+    whole(len(layout), 1, FEATURES_PER_TABLE_MAX)
+    whole(sum(dtype.numpy.itemsize for _, dtype in layout), 1, ROW_BYTES_MAX)
+    return tuple((number, dtype.name) for number, dtype in layout)
 
 
 def registry_state(txn: ReadTxn) -> bytes:
@@ -164,20 +183,25 @@ def read_registry(txn: ReadTxn) -> Registry:
     if raw is None:
         return Registry()
     # What may follow says that the file is about to be replaced, see `storage.moving`.
-    version, next_id, *_ = unpack(raw, "the registry's state")
+    version, next_id = decode(raw, "the registry's state", lambda record: (whole(record[0]), whole(record[1])))
 
-    def records(prefix: bytes, kind: str) -> Iterable[tuple[str, Any]]:
+    def records(prefix: bytes, kind: str, make: Callable[[str, Any], D]) -> dict[str, D]:
+        found = {}
         for key, value in txn.scan(prefix):
-            name = bytes(key[len(prefix) :]).decode()
-            yield name, unpack(value, f"the definition of {kind} {name!r}")
+            raw_name = bytes(key[len(prefix) :])
+            name = raw_name.decode(errors="backslashreplace")
+            what = f"the definition of {kind} {name!r}"
+            found[name] = decode(value, what, lambda record: make(raw_name.decode(), record))  # noqa: B023
+        return found
 
+    spaces = records(_SPACE, "key space", lambda _, number: whole(number, 0, _NUMBER_MAX))
     return Registry(
         version,
         next_id,
-        {name: Entity(name, **record) for name, record in records(_ENTITY, "entity")},
-        {name: _table_of(name, record) for name, record in records(_TABLE, "feature table")},
-        {name: _service_of(name, record) for name, record in records(_SERVICE, "feature service")},
-        {tuple(name.split("/")): number for name, number in records(_SPACE, "key space")},
+        records(_ENTITY, "entity", lambda name, record: Entity(name, **record)),
+        records(_TABLE, "feature table", _table_of),
+        records(_SERVICE, "feature service", _service_of),
+        {tuple(name.split("/")): number for name, number in spaces.items()},
     )
 
 
@@ -319,6 +343,11 @@ def _apply_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Cha
     removed = [name for name in stored.definition.feature_names if name not in table.feature_names]
     layout = tuple((ids[feature.name], feature.dtype) for feature in table.features)
     layouts = stored.layouts if layout == stored.layouts[-1] else (*stored.layouts, layout)
+    if len(layouts) > LAYOUTS_MAX:
+        raise DefinitionError(
+            f"feature table {table.name!r}: its features have changed {LAYOUTS_MAX - 1} times, the most; define a "
+            "table of another name"
+        )
     updated = replace(
         stored,
         definition=table,
@@ -332,7 +361,10 @@ def _apply_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Cha
 
 def _create_table(registry: Registry, table: FeatureTable) -> tuple[Registry, Change]:
     if len(registry.tables) >= TABLES_MAX:
-        raise DefinitionError(f"feature table {table.name!r}: the file already holds {TABLES_MAX} tables, the most")
+        raise DefinitionError(
+            f"feature table {table.name!r}: the file already holds {TABLES_MAX} tables, the most; delete one that is "
+            "not needed, or use another file"
+        )
     next_id, spaces = registry.next_id, dict(registry.spaces)
     entities = tuple(table.entities)
     if entities not in spaces:

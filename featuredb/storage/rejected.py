@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from featuredb.limits import NS_REJECTED, REJECTED_ROWS_MAX
 from featuredb.storage.env import ReadTxn, WriteTxn
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import decode, pack, text, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,13 @@ def _number(key: bytes | memoryview) -> int:
 def rejected_rows(txn: ReadTxn, table_id: int, first: int = 0) -> Iterator[RejectedRow]:
     """The rejected rows of a table, oldest first, from the one numbered `first` on."""
     for key, value in txn.scan(_prefix(table_id), first.to_bytes(8, "big")):
-        yield RejectedRow(*unpack(value, f"rejected row {_number(key)} of table {table_id}"))
+        yield decode(value, f"rejected row {_number(key)} of table {table_id}", _of_record)
+
+
+def _of_record(record: Any) -> RejectedRow:
+    commit_id, row, column, value, reason = record
+    shown = None if value is None else text(value)
+    return RejectedRow(whole(commit_id), whole(row), text(column), shown, text(reason))
 
 
 def count_rejected(txn: ReadTxn, table_id: int) -> int:

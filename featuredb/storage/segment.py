@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,17 @@ from numpy.typing import NDArray
 
 from featuredb.columns import Column, Heap, null_column
 from featuredb.errors import CorruptionError
-from featuredb.limits import NS_FORMAT, SEGMENTS_HELD_MAX
+from featuredb.limits import NS_FORMAT, SEGMENT_ROWS_MAX, SEGMENTS_HELD_MAX
 from featuredb.schema import DTYPES, DType
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, segment_key
-from featuredb.storage.records import unpack
+from featuredb.storage.records import decode, text, whole, wholes
 
 # Column ids of the system columns; features count up from 1.
 EVENT, CREATED, COMMIT, CODES, STARTS = range(0xFFFF_FFF0, 0xFFFF_FFF5)
 SYSTEM_COLUMNS = frozenset((EVENT, CREATED, COMMIT, CODES, STARTS))
 DATA, VALID, OFFSETS, BYTES = range(4)
+_LEAST, _GREATEST = -(1 << 63), (1 << 63) - 1
 SYSTEM_DTYPES = {EVENT: "int64", CREATED: "int64", COMMIT: "int64", CODES: "int32", STARTS: "int32"}
 
 
@@ -82,13 +84,31 @@ def read_info(txn: ReadTxn, table_id: int, ref: SegmentRef) -> SegmentInfo:
     raw = txn.get(segment_key(table_id, ref.id))
     if raw is None or zlib.crc32(raw) != ref.crc:
         raise CorruptionError(f"{what} is missing or damaged; restore the file from a backup")
-    (rows, event_min, event_max, code_min, code_max), stored = unpack(raw, what)
-    columns = {}
-    for column_id, dtype, encoding, chunk_rows, nulls, width, base, exponent, chunks in stored:
-        refs = {(chunk, part): (size, expected) for chunk, part, size, expected in chunks}
-        facts = (encoding, chunk_rows, nulls, width, base, exponent)
-        columns[column_id] = ColumnInfo(column_id, DTYPES[dtype], *facts, refs)
-    return SegmentInfo(table_id, ref.id, rows, event_min, event_max, code_min, code_max, columns)
+
+    def info(record: Any) -> SegmentInfo:
+        (rows, *zone), stored = record
+        whole(rows, 0, SEGMENT_ROWS_MAX)
+        columns = {column.id: column for column in (_column_of(fields, rows) for fields in stored)}
+        for column_id, dtype in SYSTEM_DTYPES.items():
+            if columns[column_id].dtype.name != dtype:
+                raise ValueError(f"column {column_id} is {columns[column_id].dtype}")
+        event_min, event_max, code_min, code_max = wholes(zone, _LEAST, _GREATEST)
+        return SegmentInfo(table_id, ref.id, rows, event_min, event_max, code_min, code_max, columns)
+
+    return decode(raw, what, info)
+
+
+def _column_of(fields: Any, rows: int) -> ColumnInfo:
+    """A column of a descriptor: numbers of the right kind, which may yet contradict one another."""
+    column_id, dtype, encoding, chunk_rows, nulls, width, base, exponent, chunks = fields
+    refs = {(chunk, part): (size, expected) for chunk, part, size, expected in chunks}
+    wholes(chain.from_iterable(chunks))
+    # Each chunk has a value, and of starts there is one more than of rows.
+    wholes((chunk for chunk, _ in refs), 0, rows)
+    wholes((part for _, part in refs), 0, BYTES)
+    wholes((width, exponent), 0, 0xFF)
+    facts = (text(encoding), whole(chunk_rows), whole(nulls), width, whole(base, _LEAST, _GREATEST), exponent)
+    return ColumnInfo(whole(column_id, 0, 0xFFFF_FFFF), DTYPES[dtype], *facts, refs)
 
 
 def frozen(values: NDArray[Any]) -> NDArray[Any]:
@@ -168,6 +188,8 @@ class SegmentReader:
         return prefix + chunk.to_bytes(4, "big") + bytes([part])
 
     def _raw(self, column: ColumnInfo, chunk: int, part: int, dtype: str) -> NDArray[Any]:
+        if (chunk, part) not in column.chunks:
+            raise self.damaged(column, f"it has no chunk {chunk}")
         size, expected = column.chunks[chunk, part]
         return self._checked(self._key(column.id, chunk, part), size, expected, dtype)
 
@@ -214,6 +236,8 @@ class SegmentReader:
 
     def _checked(self, key: bytes, size: int, expected: int, dtype: str) -> NDArray[Any]:
         raw, fault = self._fault(key, size, expected)
+        if fault is None and size % np.dtype(dtype).itemsize:
+            fault = f"has {size} bytes, which are no values of {np.dtype(dtype).itemsize}"
         if fault is not None:
             raise self._chunk_error(key, fault)
         values = np.frombuffer(raw, dtype=dtype)
@@ -231,7 +255,10 @@ class SegmentReader:
 
     def chunk_bounds(self, column_id: int) -> list[tuple[int, int]]:
         """First and last + 1 row of each chunk of a column."""
-        step = self.info.columns[column_id].chunk_rows
+        column = self.info.columns[column_id]
+        step = column.chunk_rows
+        if step < 1:
+            raise self.damaged(column, f"chunks of {step} rows")
         return [(first, min(first + step, self.rows)) for first in range(0, self.rows, step)]
 
     def _expect(self, values: NDArray[Any], rows: int, column: ColumnInfo) -> NDArray[Any]:
@@ -241,7 +268,19 @@ class SegmentReader:
 
     def damaged(self, column: ColumnInfo, what: str) -> CorruptionError:
         """What to raise if a column is not as it must be."""
-        return CorruptionError(f"table {self.info.table_id}, segment {self.ref.id}, column {column.id}: {what}")
+        return CorruptionError(
+            f"table {self.info.table_id}, segment {self.ref.id}, column {column.id}: {what}; "
+            "run `featuredb verify`, and restore the file from a backup"
+        )
+
+    def check_encoding(self, column: ColumnInfo) -> None:
+        """Raise `CorruptionError` if values of the dtype of a column are never stored as it says."""
+        if column.dtype.is_variable:
+            known: tuple[str, ...] = ("dictionary", "heap", "null")
+        else:
+            known = ("plain", "null") if column.dtype.is_vector else ("plain", "packed", "null")
+        if column.encoding not in known:
+            raise self.damaged(column, f"it is {column.encoding} {column.dtype}")
 
     def words(self, column: ColumnInfo, chunk: int, rows: int) -> NDArray[np.uint64]:
         """The packed values of a chunk: value `i` begins at bit ``i * width``, and one word follows the last."""
@@ -262,15 +301,26 @@ class SegmentReader:
 
     def _index(self, column_id: int) -> NDArray[np.int32]:
         column = self.info.columns[column_id]
-        count = 1 + max(chunk for chunk, _ in column.chunks)
-        parts = [self._raw(column, chunk, DATA, "int32") for chunk in range(count)]
+        if column.encoding != "plain":
+            raise self.damaged(column, f"its encoding is {column.encoding!r}")
+        parts = [self._raw(column, chunk, DATA, "int32") for chunk in range(max(1, len(column.chunks)))]
+        # Searches take the place of a value from `chunk_rows`.
+        full = all(len(part) == column.chunk_rows for part in parts[:-1])
+        if not full or not 0 < len(parts[-1]) <= column.chunk_rows:
+            raise self.damaged(column, f"its chunks are not of {column.chunk_rows} values")
         return parts[0] if len(parts) == 1 else frozen(np.concatenate(parts))
 
     def entity_index(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Sorted distinct codes (u,), and where the rows of each start (u + 1,)."""
         codes, starts = self._index(CODES), self._index(STARTS)
         if len(starts) != len(codes) + 1 or starts[0] != 0 or starts[-1] != self.rows:
-            raise CorruptionError(f"table {self.info.table_id}, segment {self.ref.id}: its entity index is damaged")
+            raise self.damaged(self.info.columns[STARTS], "its entity index is damaged")
+        times = [self.info.columns[number] for number in (EVENT, CREATED)]
+        bits = sum(64 if column.encoding == "plain" else column.width for column in times)
+        # All rows differ in key or time, so that no few bytes can stand for millions of rows.
+        if self.rows > len(codes) << min(bits, 32):
+            what = f"rows are out of order: {self.rows} of {len(codes)} keys differ in {bits} bits of time"
+            raise self.damaged(times[0], what)
         return codes, starts
 
     def dead(self) -> NDArray[np.int32]:
@@ -302,10 +352,11 @@ class SegmentReader:
         offsets = self._raw(column, chunk, OFFSETS, "<u4").astype(np.int64)
         data = self._raw(column, chunk, BYTES, "u1")
         if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(data) or np.any(np.diff(offsets) < 0):
-            raise CorruptionError(f"table {self.info.table_id}, segment {self.ref.id}: a heap's offsets are damaged")
+            raise self.damaged(column, "a heap's offsets are damaged")
         return Heap(offsets, data)
 
     def _feature_chunk(self, column: ColumnInfo, chunk: int, rows: int, heap: Heap | None) -> Column:
+        self.check_encoding(column)
         if column.encoding == "null":
             return null_column(column.dtype, rows)
         valid = None

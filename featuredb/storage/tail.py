@@ -11,11 +11,12 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from featuredb.errors import CorruptionError
-from featuredb.limits import NS_TAIL, TAIL_BYTES_MAX, TAIL_ROWS_MAX
+from featuredb.limits import ENTITIES_MAX, NS_TAIL, TAIL_BYTES_MAX, TAIL_ROWS_MAX
 from featuredb.storage.env import ReadTxn, WriteTxn
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import decode, pack, wholes
 from featuredb.storage.txn import Bytes
 
 # Its number where it is read as a segment: manifests number those from 1.
@@ -55,11 +56,12 @@ def read_tail(txn: ReadTxn, table_id: int) -> Tail:
     raw = txn.get(_head(table_id))
     if raw is None:
         return Tail()
-    what = f"the head of the tail of table {table_id}"
-    try:
-        return Tail(*unpack(raw, what))
-    except TypeError:
-        raise CorruptionError(f"{what} has an unknown shape") from None
+
+    def tail(record: Any) -> Tail:
+        rows, nbytes, commit_id, marks = wholes(record)
+        return Tail(rows, nbytes, commit_id, marks)
+
+    return decode(raw, f"the head of the tail of table {table_id}", tail)
 
 
 def _mark(key: Bytes, raw: Bytes) -> int:
@@ -80,10 +82,15 @@ def tail_rows(txn: ReadTxn, table_id: int) -> Iterator[tuple[int, int, int, memo
             break
         rows, marks = rows + 1, marks ^ _mark(key, raw)
         code, event, created = _ROW.unpack_from(key, _TABLE_BYTES)
+        if code > ENTITIES_MAX:
+            raise CorruptionError(f"the tail of table {table_id} is damaged: it has code {code}; restore a backup")
         yield code, event - _SIGN, created - _SIGN, raw
     tail = read_tail(txn, table_id)
     if (rows, marks) != (tail.rows, tail.marks):
-        raise CorruptionError(f"the tail of table {table_id} is damaged: its rows are not those that its head counts")
+        raise CorruptionError(
+            f"the tail of table {table_id} is damaged: its rows are not those that its head counts; "
+            "restore the file from a backup"
+        )
 
 
 def tail_codes(txn: ReadTxn, table_id: int) -> list[int]:

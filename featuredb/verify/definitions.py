@@ -14,6 +14,7 @@ from featuredb.online.index import BATCH_ROWS
 from featuredb.schema import DTYPES
 from featuredb.storage.keys import decode_keys
 from featuredb.storage.keyspace import KeySpace, code_of
+from featuredb.storage.log import commit_of
 from featuredb.storage.records import unpack
 from featuredb.storage.registry import Registry, StoredTable, read_registry
 from featuredb.verify.report import Check
@@ -84,11 +85,11 @@ def check_log(check: Check) -> None:
             check.problem(f"commit {check.last_commit + 1} is missing from the log; the next is {number}")
         check.last_commit = number
         with check.guarded():
-            time_us, operation, _, _ = unpack(value, f"the record of commit {number}")
-            if before_us is not None and time_us <= before_us:
+            commit = commit_of(key, value)
+            if before_us is not None and commit.time_us <= before_us:
                 check.problem(f"commit {number} is not later than the one before it")
-            before_us = time_us
-            check.operations[number] = operation
+            before_us = commit.time_us
+            check.operations[number] = commit.operation
 
 
 def check_key_space(check: Check, entities: tuple[str, ...], number: int) -> None:

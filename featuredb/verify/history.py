@@ -111,18 +111,15 @@ def _check_segment(check: Check, table: StoredTable, ref: SegmentRef, reader: Se
     if info.rows != ref.rows or not 1 <= info.rows <= SEGMENT_ROWS_MAX:
         check.problem(f"its descriptor has {info.rows} rows, its manifest {ref.rows}", **where)
         return
-    missing = [name for number, name in _SYSTEM.items() if number not in info.columns]
-    if missing:
-        check.problem(f"its descriptor lacks {', '.join(missing)}", **where)
-        return
     sound = {number: _check_chunks(check, table, reader, column) for number, column in info.columns.items()}
-    if check.level == "full":
-        for number, column in info.columns.items():
-            if sound[number] and number not in _SYSTEM:
-                _check_feature(check, table, reader, column)
-        if sound[CODES] and sound[STARTS]:
-            with check.guarded(**where):
-                _check_order(check, table, reader, all(sound[number] for number in (EVENT, CREATED, COMMIT)))
+    if check.level == "full" and sound[CODES] and sound[STARTS]:
+        with check.guarded(**where):
+            index = reader.entity_index()
+            _check_order(check, table, reader, index, all(sound[number] for number in (EVENT, CREATED, COMMIT)))
+            # Only now it is known to have so many rows: columns of one value take no space in the file.
+            for number, column in info.columns.items():
+                if sound[number] and number not in _SYSTEM and sound[EVENT] and sound[CREATED]:
+                    _check_feature(check, table, reader, column)
     _check_dead(check, table, reader)
 
 
@@ -207,6 +204,8 @@ def _check_feature(check: Check, table: StoredTable, reader: SegmentReader, colu
     if dtypes.get(column.id) != column.dtype.name:
         check.problem(f"it is stored as {column.dtype}, and defined as {dtypes.get(column.id)}", **where)
         return
+    if column.encoding == "null":
+        return
     with check.guarded(**where):
         nulls, faults = 0, dict[str, None]()
         for _, _, part in reader.feature_chunks(column.id):
@@ -218,11 +217,17 @@ def _check_feature(check: Check, table: StoredTable, reader: SegmentReader, colu
             check.problem(f"its descriptor counts {column.null_count} nulls, and it has {nulls}", **where)
 
 
-def _check_order(check: Check, table: StoredTable, reader: SegmentReader, readable: bool) -> None:
+def _check_order(
+    check: Check,
+    table: StoredTable,
+    reader: SegmentReader,
+    index: tuple[NDArray[np.int32], NDArray[np.int32]],
+    readable: bool,
+) -> None:
     """Entity index, total order, and zone map."""
     where: dict[str, Any] = {"table": table.name, "segment": reader.ref.id}
     info = reader.info
-    codes, starts = reader.entity_index()
+    codes, starts = index
     if np.any(codes[1:] <= codes[:-1]) or np.any(np.diff(starts) <= 0):
         check.problem("its entity index is out of order", **where)
         return

@@ -34,6 +34,11 @@ def frame_fault(column: ColumnInfo) -> str | None:
 
 def packing_faults(reader: SegmentReader, column: ColumnInfo) -> Iterator[str]:
     """What is wrong with the packed integers of a column whose chunks are whole."""
+    if not column.width:
+        # One value for all rows, however many they are said to be.
+        if column.encoding == "packed" and not _in_range(np.array([column.base % (1 << 64)], dtype=np.uint64), column):
+            yield "a packed value is out of the range of its dtype"
+        return
     for chunk, (first, stop) in enumerate(reader.chunk_bounds(column.id)):
         rows = stop - first
         words = reader.words(column, chunk, rows)

@@ -27,7 +27,10 @@ def check_snapshots(check: Check) -> None:
             check.problem(f"snapshot {snapshot.name!r} holds commit {snapshot.commit_id}, and is not in the log")
         with check.guarded(f"snapshot {snapshot.name!r}"):
             view = SnapshotTxn(check.txn, snapshot, find_snapshot(check.txn, snapshot.name)[1])
-            for table in read_registry(view).tables.values():
+            registry = read_registry(view)
+            for service in registry.services.values():
+                registry.references(service)
+            for table in registry.tables.values():
                 known.add((snapshot.id, table.id))
                 with check.guarded(f"snapshot {snapshot.name!r}", table=table.name):
                     _check_table(check, snapshot, view, table)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from . import damage, iofaults, kill, powerloss, processes, space
+from . import damage, decoders, fuzz, iofaults, kill, powerloss, processes, space
 from .results import FILE, README, Outcome, into_readme, save, table
 from .runs import warm_up
 
@@ -29,6 +29,8 @@ PROFILES: dict[str, tuple[int, Callable[[int, int], Outcome | list[Outcome]]]] =
     "truncation": (30, damage.truncation),
     "bitflips": (100, damage.bitflips),
     "everybyte": (0, damage.every_byte),
+    "fuzz": (200, fuzz.run),
+    "decoders": (5000, decoders.run),
 }
 
 

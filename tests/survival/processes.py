@@ -28,7 +28,7 @@ import featuredb as fdb
 from . import children
 from .onecommit import at_one_commit
 from .results import Outcome
-from .runs import leave_no_threads, scratch
+from .runs import scratch, stop_threads
 from .shared_file import WRITERS, Violation, check, content, make, opened
 
 READERS = 8
@@ -207,7 +207,7 @@ def _rehearse(path: Path) -> None:
         for _ in range(50):
             check(db, rng)
         content(db)
-    leave_no_threads()
+    stop_threads()
 
 
 def _disturb(crowd: Crowd, seconds: int, outcome: Outcome) -> tuple[int, list[Sample]]:

@@ -155,11 +155,11 @@ def warm_up() -> None:
             digest(runner.open())
         runner.open().verify()
         runner.close()
-    leave_no_threads()
+    stop_threads()
 
 
-def leave_no_threads() -> None:
-    """End the pool of this process, so that children can be forked; each makes its own."""
+def stop_threads() -> None:
+    """End the pool of this process, so that children can be forked from it; each makes its own."""
     threads._pool_of(os.getpid()).shutdown()
     threads._pool_of.cache_clear()
     if threading.active_count() > 1:

@@ -102,7 +102,7 @@ def _known_since(addresses, cells, commit_times, knows, place):
     created = value_at(addresses, cells[CREATED], place)
     if created != ABSENT:
         return created
-    return commit_times[min(value_at(addresses, cells[COMMIT], place), len(commit_times) - 1)]
+    return commit_times[max(min(value_at(addresses, cells[COMMIT], place), len(commit_times) - 1), 0)]
 
 
 @njit(**_options)

@@ -1,0 +1,222 @@
+"""Files made to deceive: sound pages, right checksums, and content that no writer would write.
+
+`survival.fuzz` and `survival.decoders` look for such content; here is what they have found, and each kind of record.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from survival import children, hostile, mutants
+from survival.fuzz import MEMORY_BASE_BYTES, measured, read, verified
+
+import featuredb as fdb
+from featuredb import limits
+from featuredb.storage.manifest import DEAD
+from featuredb.storage.records import decode, pack, unpack, whole
+from featuredb.storage.segment import CODES, COMMIT, STARTS
+
+Entries = dict[bytes, bytes]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, mutants.Base]:
+    folder = tmp_path_factory.mktemp("bases")
+    mutants.make_bases(folder)
+    names = sorted(path.stem for path in folder.glob("*.fdb"))
+    return dict(zip(names, mutants.read_bases(folder), strict=True))
+
+
+def written(base: mutants.Base, path: Path, entries: Entries, *, lie: bool = False) -> Path:
+    """The file with other entries, whose checksums are right."""
+    path.write_bytes(base.content)
+    mutants._rewrite(path, base.entries, hostile.repaired(base.entries, {**base.entries, **entries}, lie=lie))
+    return path
+
+
+def edited(base: mutants.Base, space: bytes, edit: Callable[[Any], None]) -> Entries:
+    """The first record of a namespace, edited."""
+    key = min(key for key in base.entries if key.startswith(space))
+    record = unpack(base.entries[key], "a record")
+    edit(record)
+    return {key: pack(record)}
+
+
+def replaced(base: mutants.Base, space: bytes, record: Any) -> Entries:
+    """The first record of a namespace, replaced."""
+    return {min(key for key in base.entries if key.startswith(space)): pack(record)}
+
+
+def column_of(record: Any, number: int) -> Any:
+    return next(column for column in record[1] if column[0] == number)
+
+
+def put(column: int, place: int, value: Any) -> Callable[[Any], None]:
+    """An edit of a descriptor."""
+
+    def edit(record: Any) -> None:
+        column_of(record, column)[place] = value
+
+    return edit
+
+
+def problems(path: Path) -> str:
+    with fdb.open(path, read_only=True) as db:
+        return str(db.verify())
+
+
+RECORDS = {
+    "the registry's state": b"d#",
+    "the definition of entity": b"de",
+    "the definition of feature table": b"dt",
+    "the definition of feature service": b"ds",
+    "the definition of key space": b"dk",
+    "the record of commit": limits.NS_COMMIT,
+    "the pending mark": limits.NS_PENDING,
+    "the descriptor of segment": limits.NS_SEGMENT,
+    "rejected row": limits.NS_REJECTED,
+    "the manifest": limits.NS_MANIFEST,
+    "the head of the tail": limits.NS_TAIL,
+    "the record of snapshot": limits.NS_SNAPSHOT,
+    "the generation of key space": limits.NS_CODE_BLOCK,
+}
+
+
+@pytest.mark.parametrize("what", RECORDS)
+@pytest.mark.parametrize("record", [None, [], [[1]], {"id": 1}], ids=repr)
+def test_a_record_of_another_shape_is_damage_with_a_remedy(
+    what: str, record: Any, bases: dict[str, mutants.Base], tmp_path: Path
+) -> None:
+    base = next(base for base in bases.values() if any(key.startswith(RECORDS[what]) for key in base.entries))
+    base = bases["snapshots"] if RECORDS[what] == limits.NS_CODE_BLOCK else base
+    path = written(base, tmp_path / "x.fdb", replaced(base, RECORDS[what], record))
+    assert f"{what}" in problems(path)
+    if what == "the pending mark":
+        return  # read by `materialize` alone
+    outcome = read(path)
+    assert outcome.startswith("refused: ")
+    assert what in outcome
+    assert "has an unknown shape" in outcome
+    assert "restore the file from a backup" in outcome
+
+
+def test_numbers_of_a_record_are_integers_in_range() -> None:
+    for value in (True, 1.0, "1", None, -1, 8):
+        with pytest.raises(fdb.FileError, match=r"it has an unknown shape: .* is no integer from 0 to 7; restore"):
+            decode(pack(value), "it", lambda record: whole(record, 0, 7))
+    assert decode(pack(7), "it", lambda record: whole(record, 0, 7)) == 7
+    with pytest.raises(fdb.FileError, match=r"it cannot be decoded: .*restore the file"):
+        decode(hostile.with_crc(b"\x81\x90\x01"), "it", lambda record: record)  # a map whose key is a list
+
+
+SEGMENTS: dict[str, tuple[str, bytes, Callable[[Any], Any], bool]] = {
+    # The places of chunks follow from `chunk_rows`, so a search would have looked beyond the last.
+    "its chunks are not of 8 values": ("scalars", limits.NS_SEGMENT, put(CODES, 3, 8), False),
+    "its chunks are not of 16 values": ("scalars", limits.NS_SEGMENT, put(STARTS, 3, 16), False),
+    "chunks of 0 rows": ("scalars", limits.NS_SEGMENT, put(1, 3, 0), False),
+    "its encoding is 'packed'": ("scalars", limits.NS_SEGMENT, put(CODES, 2, "packed"), False),
+    "it is packed float32[3]": ("nested", limits.NS_SEGMENT, put(2, 2, "packed"), False),
+    "it is plain string": ("scalars", limits.NS_SEGMENT, put(4, 2, "plain"), False),
+    "18446744073709551615 is no integer": ("scalars", limits.NS_SEGMENT, put(1, 6, (1 << 64) - 1), False),
+}
+
+
+@pytest.mark.parametrize("what", SEGMENTS)
+def test_a_descriptor_that_would_mislead_a_search_is_damage(
+    what: str, bases: dict[str, mutants.Base], tmp_path: Path
+) -> None:
+    name, space, edit, lie = SEGMENTS[what]
+    path = written(bases[name], tmp_path / "x.fdb", edited(bases[name], space, edit), lie=lie)
+    # In children, for it ended the process.
+    assert children.one(lambda: verified(path)) == "damaged"
+    assert str(children.one(lambda: read(path))).startswith("refused: ")
+
+
+def test_commits_and_replaced_rows_outside_are_not_looked_up(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    base = bases["scalars"]
+    entries = edited(base, limits.NS_SEGMENT, put(COMMIT, 6, -(1 << 62)))
+    path = written(base, tmp_path / "commit.fdb", entries)
+    assert "a commit that is not logged" in problems(path)
+    assert children.one(lambda: read(path)) == "read"
+    dead = next(
+        (key for key in base.entries if key[:1] == limits.NS_CHUNK and key[13:17] == DEAD.to_bytes(4, "big")), None
+    )
+    assert dead is not None
+    count = len(base.entries[dead]) // 4
+    path = written(base, tmp_path / "dead.fdb", {dead: struct.pack(f"<{count}i", *range(1 << 30, (1 << 30) + count))})
+    assert "its list of replaced rows is out of order or range" in problems(path)
+    assert "its list of replaced rows is out of range" in str(children.one(lambda: read(path)))
+
+
+def test_layouts_of_another_dtype_than_the_feature_are_damage(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    base = bases["scalars"]
+
+    def edit(record: Any) -> None:
+        record["layouts"][-1][0][1] = "float64[9]"
+
+    path = written(base, tmp_path / "x.fdb", edited(base, b"dt", edit))
+    assert children.one(lambda: verified(path)) == "damaged"
+    assert "has feature 1 as float64[9]; restore" in str(children.one(lambda: read(path)))
+
+
+def test_keys_and_codes_of_another_space_are_damage(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    base = bases["scalars"]
+    block = next(key for key in base.entries if key[:1] == limits.NS_CODE_BLOCK and len(key) == 9)
+    raw = bytearray(base.entries[block])
+    # The first key takes a byte of the second.
+    struct.pack_into("<I", raw, 12, 5)
+    path = written(base, tmp_path / "keys.fdb", {block: bytes(raw)})
+    assert "an entity key is" in problems(path)
+    assert "of other dtypes than its own" in read(path)
+    key = next(key for key in base.entries if key[:1] == limits.NS_KEY)
+    path = written(base, tmp_path / "code.fdb", {key: b"\xff\xff\xff\xff" + bytes(4)})
+    assert "the code of key" in problems(path)
+
+
+def test_definitions_of_a_snapshot_are_verified(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    base = bases["snapshots"]
+
+    def edit(record: Any) -> None:
+        for entry in record[3]:
+            if entry[0].startswith(b"ds"):
+                entry[1] = pack(unpack(entry[1], "a service") | {"aliases": {}})
+
+    path = written(base, tmp_path / "x.fdb", edited(base, limits.NS_SNAPSHOT, edit))
+    assert "snapshot 'first'" in problems(path)
+    assert "no feature table 'copy'" in problems(path)
+
+
+def test_meta_pages_that_lead_nowhere_are_refused_with_a_remedy(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    path = tmp_path / "x.fdb"
+    content = bytearray(bases["scalars"].content)
+    for page in (0, 1):
+        # Root and last page of the tree of entries.
+        struct.pack_into("<QQ", content, page * mutants.PAGE_BYTES + 128, 1 << 60, 1 << 61)
+    path.write_bytes(content)
+    with pytest.raises(fdb.FileError, match="meta pages are truncated or damaged; restore it from a backup"):
+        fdb.open(path, read_only=True)
+
+
+def test_few_bytes_that_claim_millions_of_rows_take_no_memory(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    """Columns of one value take no space in the file, so that the number of rows is all that an allocation is from."""
+    base, rows = bases["scalars"], limits.SEGMENT_ROWS_MAX
+
+    def edit(record: Any) -> None:
+        record[0][0] = rows
+        for column in record[1]:
+            if column[0] not in (CODES, STARTS):
+                column[2:] = ["packed", 1 << 30, 0, 0, 0, 0, []]
+
+    entries = edited(base, limits.NS_SEGMENT, edit)
+    prefix = limits.NS_CHUNK + min(entries)[1:13] + STARTS.to_bytes(4, "big")
+    starts = next(key for key in base.entries if key.startswith(prefix))
+    entries[starts] = base.entries[starts][:-4] + struct.pack("<I", rows)
+    path = written(base, tmp_path / "x.fdb", entries, lie=True)
+    result = children.one(lambda: measured(path, verified))
+    assert result[0] == "damaged"
+    assert result[1] < MEMORY_BASE_BYTES
+    assert "keys differ in 0 bits of time" in problems(path)
