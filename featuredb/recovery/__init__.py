@@ -51,7 +51,7 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
     The file is not changed. If nothing is damaged the new one is a copy. Otherwise history is lost by segments and by
     rows of a tail; where a table lost some, the newest row of a key is kept if its online value is whole. Online values
     that are damaged are made anew from history. Snapshots are let go of. The log gets a commit ``salvage``, and
-    has commits ``lost`` where its records are.
+    has commits ``lost`` where its records are. The disk must have room for two more files of that size.
 
     Parameters
     ----------

@@ -105,7 +105,8 @@ def _repair_tail(work: Repair, table: StoredTable) -> None:
     """Keep the rows that are whole and stand under their own timestamps."""
     txn, before, rows = work.txn, None, list[tuple[bytes, bytes]]()
     with suppress(CorruptionError):
-        before = read_tail(txn, table.id)
+        # Without a head it is not known how many rows there were.
+        before = read_tail(txn, table.id) if txn.get(NS_TAIL + table.id.to_bytes(4, "big")) is not None else None
     with suppress(CorruptionError):
         for code, event, created, raw in tail_rows(txn, table.id):
             whole = len(raw) > _TIMES_AT + _TIMES.size and zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little")
@@ -129,15 +130,16 @@ def drop_strays(work: Repair) -> None:
     for table in tables.values():
         check_table(check, table)
     live = {segment_key(*one) for one in check.segments_live} | check.chunks_expected
-    lost: dict[int, None] = {}
+    lost: set[int] = set()
     for namespace in (NS_SEGMENT, NS_CHUNK):
-        strays = [bytes(key) for key, _ in txn.scan(namespace) if bytes(key) not in live]
-        for key in strays:
-            lost[int.from_bytes(key[1:5], "big")] = None
+        for key in [bytes(key) for key, _ in txn.scan(namespace) if bytes(key) not in live]:
+            number, segment = int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:13], "big")
+            if (number, segment) not in work.others:
+                lost.add(number)
             txn.delete(key)
     for namespace in (NS_MANIFEST, NS_ONLINE, NS_PENDING, NS_REJECTED, NS_TAIL):
         for head in [head for head in heads(txn, namespace, 4) if int.from_bytes(head, "big") not in tables]:
-            lost[int.from_bytes(head, "big")] = None
+            lost.add(int.from_bytes(head, "big"))
             txn.delete_prefix(namespace + head)
     for namespace in (NS_KEY, NS_CODE_BLOCK):
         for head in list(heads(txn, namespace, 4)):
@@ -145,5 +147,5 @@ def drop_strays(work: Repair) -> None:
                 txn.delete_prefix(namespace + head)
     for namespace in [head for head in heads(txn, b"", 1) if head not in NAMESPACES]:
         txn.delete_prefix(namespace)
-    for number in sorted(lost.keys() - tables.keys()):
+    for number in sorted(lost - tables.keys()):
         work.lose("all of it: its definition is lost", table=f"number {number}")
