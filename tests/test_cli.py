@@ -347,12 +347,12 @@ def test_backup_makes_a_copy_and_replaces_nothing(loaded: str, tmp_path: Path) -
 
 
 def test_salvage_tells_what_is_there_and_what_is_lost(loaded: str, tmp_path: Path) -> None:
-    assert text("salvage", loaded, tmp_path / "whole.fdb").endswith("; 0 lost\n")
+    assert text("salvage", loaded, tmp_path / "whole.fdb").count("\n") == 1
     content = bytearray(Path(loaded).read_bytes())
     newest = max((0, 4096), key=lambda at: int.from_bytes(content[at + 144 : at + 152], "little"))
     content[newest + 16] ^= 1
     Path(loaded).write_bytes(content)
-    assert "  - pages: a meta page is damaged" in text("salvage", loaded, tmp_path / "rest.fdb")
+    assert "  - damaged: a meta page is damaged" in text("salvage", loaded, tmp_path / "rest.fdb")
     assert "exists already" in failure("salvage", loaded, tmp_path / "rest.fdb")
     assert data("salvage", loaded, tmp_path / "other.fdb")["content"]["ok"] is True
 

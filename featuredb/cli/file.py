@@ -206,9 +206,11 @@ def salvage(src: str, dest: str, as_json: bool) -> None:
         return
     content = report.content
     rows, keys = count(content.rows, "row"), count(content.online_keys, "online key")
-    click.echo(f"{dest}: {count(content.tables, 'feature table')}, {rows}, {keys}; {len(report.lost):,} lost")
+    click.echo(f"{dest}: {count(content.tables, 'feature table')}, {rows}, {keys}")
+    for fault in report.damaged_pages:
+        click.echo(f"  - damaged: {fault}")
     for finding in report.lost:
-        click.echo(f"  - {finding}")
+        click.echo(f"  - lost: {finding}")
 
 
 @click.command()

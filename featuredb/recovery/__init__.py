@@ -30,7 +30,9 @@ class SalvageReport:
     Attributes
     ----------
     lost : tuple of Finding
-        What is damaged and not in the new file, each with its table, segment and key as far as they are known.
+        What is not in the new file, each with its table, segment and key as far as they are known.
+    damaged_pages : tuple of str
+        What is wrong with the pages of the file. Where only what leads to others is damaged, nothing need be lost.
     content : VerifyReport
         What is in the new file, verified.
     seconds : float
@@ -38,11 +40,13 @@ class SalvageReport:
     """
 
     lost: tuple[Finding, ...]
+    damaged_pages: tuple[str, ...]
     content: VerifyReport
     seconds: float
 
     def __str__(self) -> str:
-        return "\n".join([str(self.content), *(f"lost: {finding}" for finding in self.lost)])
+        lines = [*(f"damaged: {fault}" for fault in self.damaged_pages), *(f"lost: {finding}" for finding in self.lost)]
+        return "\n".join([str(self.content), *lines])
 
 
 def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> SalvageReport:
@@ -89,7 +93,7 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
     ((), True, 1)
     """
     from featuredb.recovery.repair import repair
-    from featuredb.verify import Finding, verify_env
+    from featuredb.verify import verify_env
 
     began = time.perf_counter()
     for name, path in (("src", src), ("dst", dst)):
@@ -98,17 +102,18 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
     source, target = (os.path.realpath(os.fsdecode(path)) for path in (src, dst))
     if os.path.lexists(target):
         raise FileError(f"{target}: exists already; choose another name or delete it")
+    lost: list[Finding] = []
     folder = datafile.temporary_name(target)
     try:
         os.mkdir(folder, 0o700)
         work = os.path.join(folder, "work.fdb")
-        lost = [Finding(f"pages: {fault}") for fault in rescue(source, work)]
+        faults = rescue(source, work)
         env = open_env(work, create=False, readonly=False, durable=False)
         try:
             report = verify_env(env)
-            if lost or not report.ok:
+            if faults or not report.ok:
                 with env.writer():
-                    lost += env.write(repair, durable=False)
+                    lost = env.write(repair, durable=False)
                 report = verify_env(env)
             if not report.ok:
                 raise CorruptionError(f"{source}: cannot be salvaged: {report.problems[0]}; restore it from a backup")
@@ -119,4 +124,4 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
         raise datafile.file_error(target, error, "written") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return SalvageReport(tuple(lost), report, time.perf_counter() - began)
+    return SalvageReport(tuple(lost), tuple(faults), report, time.perf_counter() - began)

@@ -26,7 +26,7 @@ BRANCH, LEAF, OVERFLOW = 0x01, 0x02, 0x04
 _BIG_VALUE = 0x01
 NO_PAGE = (1 << 64) - 1
 _KEY_BYTES_MAX = 511
-FAULTS_MAX = 20
+_FAULTS_MAX = 20
 
 _TREE = struct.Struct("<IHHQQQQQ")
 PAGE = struct.Struct("<QHHHH")
@@ -109,7 +109,7 @@ class PageWalk:
                 self._found.append(f"the tree of {tree.name} has {tree.counted}, and should have {tree.recorded}")
         if not self._found:
             self._check_cover()
-        return self._found[:FAULTS_MAX]
+        return self._found[:_FAULTS_MAX]
 
     def _tree(self, place: int, name: str) -> Tree:
         fields = _TREE.unpack_from(self._meta.record, _TREES_AT + place * _TREE.size)
@@ -119,7 +119,7 @@ class PageWalk:
 
     def _visit(self, tree: Tree, number: int, depth: int, low: Key | None, high: Key | None) -> None:
         """Check a page and all below it, whose keys are from `low` on and below `high`."""
-        if len(self._found) >= FAULTS_MAX:
+        if len(self._found) >= _FAULTS_MAX:
             return
         try:
             page, flags = self._read(number, f"tree of {tree.name}")

@@ -23,7 +23,6 @@ from featuredb.storage import datafile
 from featuredb.storage.engine import NEW_MAP_BYTES, write_entries
 from featuredb.storage.pages import (
     BRANCH,
-    FAULTS_MAX,
     LEAF,
     META_BYTES,
     META_PAGES,
@@ -34,6 +33,7 @@ from featuredb.storage.pages import (
     MetaPage,
     PageWalk,
     Tree,
+    page_faults,
 )
 from featuredb.storage.records import unpack
 
@@ -41,7 +41,7 @@ _DEPTH_MAX = 32
 
 
 def rescue(source: str, target: str) -> list[str]:
-    """Write the entries of `source` that can be read to the new file `target`; what is wrong with the others.
+    """Write the entries of `source` that can be read to the new file `target`; what is wrong with its pages.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def rescue(source: str, target: str) -> list[str]:
             raise BusyError(f"{source}: is being written to; try again later") from error
         walk, faults = _walk(source, fd)
         write_entries(target, _with_format(source, walk.entries()), 4 * os.fstat(fd).st_size + NEW_MAP_BYTES)
-        return (faults + walk.found)[:FAULTS_MAX]
+        return [*walk.notes, *faults]
     except OSError as error:
         if isinstance(error, FileError | BusyError):
             raise
@@ -74,7 +74,7 @@ def rescue(source: str, target: str) -> list[str]:
 
 
 def _walk(path: str, fd: int) -> tuple[_Rescue, list[str]]:
-    """A walk from the newest meta page that is in order."""
+    """A walk from the newest meta page that is in order, and what is wrong with the pages."""
     file_bytes, found = os.fstat(fd).st_size, list[MetaPage]()
     sizes = [
         1 << bits for bits in range(datafile.PAGE_BYTES_MIN.bit_length() - 1, datafile.PAGE_BYTES_MAX.bit_length())
@@ -87,10 +87,11 @@ def _walk(path: str, fd: int) -> tuple[_Rescue, list[str]]:
     if not found:
         raise CorruptionError(f"{path}: has no meta page that is in order, so that nothing of it can be salvaged")
     newest = max(found, key=lambda meta: meta.transaction)
+    faults = [] if len(found) == META_PAGES else ["a meta page is damaged: the last commit may be missing"]
+    faults += page_faults(fd, newest)
     # Pages beyond the end were never written and are free; each stands in a list of the file.
     pages_max = file_bytes // newest.page_bytes + file_bytes // NUMBER.size
     newest = replace(newest, last_page=min(newest.last_page, pages_max))
-    faults = [] if len(found) == META_PAGES else ["a meta page is damaged: the last commit may be missing"]
     return _Rescue(fd, newest, file_bytes), faults
 
 
@@ -114,12 +115,11 @@ def _with_format(path: str, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[
 
 
 class _Rescue(PageWalk):
-    """A walk that goes on where something is damaged."""
+    """A walk that goes on where something is damaged; ``notes`` says what could not be found for it."""
 
-    @property
-    def found(self) -> list[str]:
-        """What is wrong, as far as the walk has gone."""
-        return self._found
+    def __init__(self, fd: int, meta: MetaPage, file_bytes: int) -> None:
+        super().__init__(fd, meta, file_bytes)
+        self.notes: list[str] = []
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Every entry that can be read; one that stands in two pages twice."""
@@ -131,18 +131,20 @@ class _Rescue(PageWalk):
         if main.root != NO_PAGE:
             yield from self._below(main, main.root, 1)
         if len(self._found) > before and not free_known:
-            self._found.insert(0, "the list of free pages is damaged: pages that nothing leads to were not looked at")
+            self.notes.append("the list of free pages is damaged: pages that nothing leads to were not looked at")
         elif len(self._found) > before:
             for number in np.flatnonzero(~self._used & ~self._free).tolist():
                 yield from self._orphan(main, number)
         count, recorded = main.counted["entries"], main.recorded["entries"]
         if count < recorded:
-            self._found.insert(0, f"{recorded - count} of {recorded} entries cannot be found")
+            self.notes.append(f"{recorded - count} of {recorded} entries cannot be found")
 
     def _below(self, tree: Tree, number: int, depth: int) -> Iterator[tuple[bytes, bytes]]:
         try:
             page, flags = self._read(number, "tree of entries")
             if flags not in (BRANCH, LEAF) or depth > _DEPTH_MAX:
+                # Whoever it does belong to may come to it yet.
+                self._used[number] = False
                 raise Fault(f"page {number}, at level {depth}, is of kind {flags:#x}")
         except Fault as fault:
             self._found.append(str(fault))
@@ -166,6 +168,8 @@ class _Rescue(PageWalk):
             page, flags = self._read(number, "pages that nothing leads to")
             if flags == LEAF:
                 yield from self._leaf(tree, page, number)
+            else:
+                self._used[number] = False
 
     def _leaf(self, tree: Tree, page: bytes, number: int) -> Iterator[tuple[bytes, bytes]]:
         for at in self._places(page):
