@@ -22,6 +22,7 @@ from featuredb.storage.registry import Registry, StoredTable, definition_of, wri
 from featuredb.storage.segment import COMMIT, SegmentCache
 from featuredb.verify.definitions import check_key_space
 
+# What tables say of entities and key spaces is enough to make those anew.
 _KINDS = {b"e": "entity", b"t": "feature table", b"s": "feature service", b"k": "key space"}
 # A file that says more is missing than this is not damaged but made up.
 _GAPS_MAX = 1 << 22
@@ -38,12 +39,15 @@ def repair_definitions(work: Repair) -> None:
             found[kind][name] = definition_of(kind, name, raw)
         except Exception:
             # A record with a valid checksum and a wrong shape fails in ways that no one foresaw.
-            work.lose(f"the definition of {_KINDS[kind]} {name!r}")
+            if kind in (b"t", b"s"):
+                work.lose(f"the definition of {_KINDS[kind]} {name!r}")
     entities: dict[str, Entity] = found[b"e"]
     tables: dict[str, StoredTable] = found[b"t"]
     for table in tables.values():
         for entity, dtype in zip(table.definition.entities, table.key_dtypes, strict=True):
-            entities.setdefault(entity, Entity(entity, dtype.name))
+            if entity not in entities:
+                work.lose(f"description and labels of entity {entity!r}")
+                entities[entity] = Entity(entity, dtype.name)
     spaces = {tuple(table.definition.entities): table.space_id for table in tables.values()}
     spaces = {tuple(name.split("/")): number for name, number in found[b"k"].items()} | spaces
     version, next_id = 1, 1
