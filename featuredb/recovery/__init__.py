@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featuredb.errors import CorruptionError, FileError
+from featuredb.errors import CorruptionError, FeatureDBError, FileError
 from featuredb.storage import datafile
 from featuredb.storage.env import open_env
 from featuredb.storage.rescue import rescue
@@ -120,6 +120,8 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
             env.copy(target)
         finally:
             env.close()
+    except FeatureDBError:
+        raise
     except OSError as error:
         raise datafile.file_error(target, error, "written") from error
     finally:

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from featuredb.errors import BusyError, CorruptionError, FileError
+from featuredb.errors import BusyError, CorruptionError, FeatureDBError
 from featuredb.limits import NS_FORMAT
 from featuredb.storage import datafile
 from featuredb.storage.engine import NEW_MAP_BYTES, write_entries
@@ -65,9 +65,9 @@ def rescue(source: str, target: str) -> list[str]:
         walk, faults = _walk(source, fd)
         write_entries(target, _with_format(source, walk.entries()), 4 * os.fstat(fd).st_size + NEW_MAP_BYTES)
         return [*walk.notes, *faults]
+    except FeatureDBError:
+        raise
     except OSError as error:
-        if isinstance(error, FileError | BusyError):
-            raise
         raise datafile.file_error(source, error, "read") from error
     finally:
         os.close(fd)
