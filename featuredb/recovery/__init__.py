@@ -82,13 +82,13 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
     Examples
     --------
     >>> import featuredb as fdb, os, tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> src, dst = os.path.join(folder, "damaged.fdb"), os.path.join(folder, "salvaged.fdb")
-    >>> with fdb.open(src) as db:
-    ...     table = fdb.FeatureTable("t", ["user"], [fdb.Feature("x", "int64")])
-    ...     _ = db.apply([fdb.Entity("user", "int64"), table])
-    ...     _ = db.ingest("t", {"user": [7], "event_timestamp": ["2024-05-01"], "x": [1]})
-    >>> report = fdb.salvage(src, dst)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     src, dst = os.path.join(folder, "damaged.fdb"), os.path.join(folder, "salvaged.fdb")
+    ...     with fdb.open(src) as db:
+    ...         table = fdb.FeatureTable("t", ["user"], [fdb.Feature("x", "int64")])
+    ...         _ = db.apply([fdb.Entity("user", "int64"), table])
+    ...         _ = db.ingest("t", {"user": [7], "event_timestamp": ["2024-05-01"], "x": [1]})
+    ...     report = fdb.salvage(src, dst)
     >>> report.lost, report.content.ok, report.content.rows
     ((), True, 1)
     """
