@@ -31,6 +31,7 @@ from featuredb.errors import (
 from featuredb.maintenance import CompactReport
 from featuredb.online.reader import OnlineReader
 from featuredb.online.response import OnlineArrays, OnlineResponse, Status
+from featuredb.recovery import SalvageReport, salvage
 from featuredb.schema import Alias, Entity, Feature, FeatureService, FeatureTable
 from featuredb.sources import FileSource
 from featuredb.storage.log import Commit
@@ -71,7 +72,9 @@ __all__ = [
     "Problem",
     "ReadOnlyError",
     "RejectedRow",
+    "SalvageReport",
     "Snapshot",
     "Status",
     "open",
+    "salvage",
 ]

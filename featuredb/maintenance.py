@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from featuredb.errors import FileError
-from featuredb.storage.env import Env, ReadTxn
+from featuredb.errors import CorruptionError, FileError, InputError
+from featuredb.storage.env import Env, ReadTxn, open_env
 from featuredb.storage.log import Commit, commits
-from featuredb.storage.moving import settle
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.storage.segment import SegmentCache
 
@@ -28,6 +28,22 @@ class CompactReport:
     bytes_before: int
     bytes_after: int
     seconds: float
+
+
+def _check_copy(path: str) -> None:
+    from featuredb.verify import verify_env
+
+    env = open_env(path, create=False, readonly=True, durable=False)
+    try:
+        report = verify_env(env)
+    finally:
+        env.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{path}-lock")
+    if not report.ok:
+        raise CorruptionError(
+            f"the copy is not in order, and was thrown away: {report.problems[0]}; run verify() on the file itself"
+        )
 
 
 class Maintenance:
@@ -53,43 +69,62 @@ class Maintenance:
         with self._snapshot() as (txn, _):
             return list(commits(txn))
 
-    def verify(self) -> VerifyReport:
+    def verify(self, level: Literal["quick", "full"] = "full") -> VerifyReport:
         """Check the whole file: pages, checksums, structure, order, and that online equals history's latest.
 
         The pages are checked first, without the engine, which would trust them: if any of them is damaged, the
         report says so and nothing else is read.
 
+        Parameters
+        ----------
+        level : {"full", "quick"}
+            ``"quick"`` reads no values: it checks pages, definitions, log, entity keys, manifests, descriptors,
+            tails, and that every chunk is there and of its length, but not the checksums of chunks and online rows,
+            nor order, nor that online equals history. A damaged value it does not find.
+
         Returns
         -------
         VerifyReport
             ``ok``, and everything found; it does not raise on damage.
+
+        Raises
+        ------
+        InputError
+            If `level` is neither of the two.
+        BusyError
+            If others commit so fast that the file's first pages cannot be read.
         """
-        from featuredb.verify import report_pages, verify_database
+        from featuredb.verify import verify_env
 
         self._check_open()
-        began = time.perf_counter()
-        faults = self._env.page_faults()
-        if faults:
-            return report_pages(faults, time.perf_counter() - began)
-        with self._env.read() as txn:
-            settle(txn)
-            return verify_database(txn)
+        if level not in ("quick", "full"):
+            raise InputError(f"level must be 'quick' or 'full', not {level!r}")
+        return verify_env(self._env, level)
 
-    def backup(self, path: str | os.PathLike[str]) -> None:
+    def backup(self, path: str | os.PathLike[str], *, check: bool = False) -> None:
         """Write a consistent, compacted copy to a new file while others read and write.
 
         It has nothing of what was replaced, deleted or forgotten before, save what a segment that has not been
         merged since holds of replaced rows. (Other backups made before a ``forget`` have what they had.)
 
+        Parameters
+        ----------
+        path : str or os.PathLike
+            A name that is not taken. The copy gets it once it is whole, and on disk.
+        check : bool
+            Verify the copy before it gets its name: as long as `verify` takes.
+
         Raises
         ------
         FileError
             If `path` exists or cannot be written.
+        CorruptionError
+            If the copy that was to be checked is not in order. There is no file at `path`.
         """
         self._check_open()
         if not isinstance(path, str | os.PathLike):
             raise FileError(f"path must be a str or a path, not {path!r}")
-        self._env.copy(os.fsdecode(path))
+        self._env.copy(os.fsdecode(path), _check_copy if check else None)
 
     def forget(self, keys: Any, tables: str | Sequence[str] | None = None) -> ForgetReport:
         """Remove entities from history, online values and the dictionary of keys, in one commit.

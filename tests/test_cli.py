@@ -317,6 +317,7 @@ def test_get_reports_every_bad_key_together(loaded: str) -> None:
 def test_verify_tells_that_the_file_is_right(loaded: str) -> None:
     assert text("verify", loaded) == f"{loaded}: ok\n"
     assert data("verify", loaded)["ok"] is True
+    assert data("verify", loaded, "--level", "quick")["level"] == "quick"
 
 
 def test_verify_exits_with_1_when_the_file_is_damaged(loaded: str) -> None:
@@ -342,7 +343,18 @@ def test_backup_makes_a_copy_and_replaces_nothing(loaded: str, tmp_path: Path) -
     assert data("backup", loaded, dest) == {"path": str(dest), "bytes": dest.stat().st_size}
     assert data("log", dest) == data("log", loaded)
     assert "exists" in failure("backup", loaded, dest)
-    assert str(tmp_path / "second.fdb") in text("backup", loaded, tmp_path / "second.fdb")
+    assert str(tmp_path / "second.fdb") in text("backup", loaded, tmp_path / "second.fdb", "--check")
+
+
+def test_salvage_tells_what_is_there_and_what_is_lost(loaded: str, tmp_path: Path) -> None:
+    assert text("salvage", loaded, tmp_path / "whole.fdb").count("\n") == 1
+    content = bytearray(Path(loaded).read_bytes())
+    newest = max((0, 4096), key=lambda at: int.from_bytes(content[at + 144 : at + 152], "little"))
+    content[newest + 16] ^= 1
+    Path(loaded).write_bytes(content)
+    assert "  - damaged: a meta page is damaged" in text("salvage", loaded, tmp_path / "rest.fdb")
+    assert "exists already" in failure("salvage", loaded, tmp_path / "rest.fdb")
+    assert data("salvage", loaded, tmp_path / "other.fdb")["content"]["ok"] is True
 
 
 @pytest.mark.usefixtures("a_segment_each")
@@ -499,7 +511,7 @@ def test_every_command_has_help_and_all_that_print_data_take_json() -> None:
         assert "--json" in text(name, "--help"), name
         assert command.help
     expected = {"info", "tables", "ingest", "join", "get", "log", "verify", "backup", "compact", "demo", "warmup"}
-    expected |= {"rejected", "snapshot", "snapshots", "drop-snapshot", "forget"}
+    expected |= {"rejected", "snapshot", "snapshots", "drop-snapshot", "forget", "salvage"}
     assert set(main.commands) == expected
     assert fdb.__version__ in text("--version")
 

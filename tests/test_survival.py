@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from survival.examine import allowed_digests
 from survival.mutations import FAULTS, StorageFault
 from survival.results import table
+from survival.runs import Expected, Plan
 
 ROOT = Path(__file__).parent.parent
 # Verdicts that each profile must come to: one that never gets there shows nothing.
@@ -52,6 +54,31 @@ def test_a_profile_has_no_violations(records: dict[str, dict[str, Any]], profile
     assert record["first_violations"] == []
     assert NEEDED[profile] <= record["verdicts"].keys()
     assert record["cases"] or record["notes"]
+
+
+@pytest.mark.parametrize(
+    ("durability", "done", "begun", "allowed"),
+    [
+        ("full", 5, 5, ["2"]),
+        ("full", 5, 6, ["2", "3"]),
+        ("relaxed", 2, 2, ["0", "1"]),
+        ("relaxed", 5, 5, ["1", "2", "2"]),
+        ("relaxed", 5, 6, ["1", "2", "2", "3"]),
+        ("relaxed", 1, 1, [None, "0"]),
+    ],
+)
+def test_a_relaxed_file_may_lack_the_last_commit_and_no_more(
+    durability: str, done: int, begun: int, allowed: list[str | None]
+) -> None:
+    """Steps that commit nothing may come after it: what they left is undone with it."""
+    known = Expected(Plan(0, [], durability), ["0", "1", "1", "2", "2", "3"], {})
+    assert allowed_digests(known, done, begun) == allowed
+
+
+def test_results_of_the_long_run_are_whole() -> None:
+    for record in json.loads((ROOT / "tests/survival/results.json").read_text(encoding="utf-8")):
+        assert record["violations"] == record["verdicts"].get("violation", 0)
+        assert record["cases"] == sum(record["verdicts"].values()) > 0
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

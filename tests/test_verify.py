@@ -20,11 +20,11 @@ from strategies import tiny_limits
 import featuredb as fdb
 from featuredb.columns import Column, Heap
 from featuredb.errors import CorruptionError
-from featuredb.limits import ABSENT_US, NS_COMMIT, NS_DEFINITION, NS_FORMAT, NS_ONLINE, NS_SEGMENT
+from featuredb.limits import ABSENT_US, NS_CHUNK, NS_COMMIT, NS_DEFINITION, NS_FORMAT, NS_ONLINE, NS_SEGMENT
 from featuredb.online.index import OnlineIndex
 from featuredb.schema import DTYPES
 from featuredb.storage.env import Env, WriteTxn, open_env
-from featuredb.storage.manifest import read_manifest, stage_segment, write_manifest
+from featuredb.storage.manifest import DEAD, read_manifest, stage_segment, write_manifest
 from featuredb.storage.records import pack, unpack
 from featuredb.storage.registry import StoredTable, read_registry
 from featuredb.storage.segment import CODES, DATA, EVENT, read_info
@@ -653,3 +653,95 @@ def test_every_difference_is_listed_and_the_text_shows_the_first(
     report = loaded.verify()
     assert (len(report.differences), report.difference_count) == (5, 5)
     assert str(report).endswith("... and 3 more differences")
+
+
+# --- quick ----------------------------------------------------------------------------------------
+
+
+def is_dead_list(key: bytes) -> bool:
+    return key[:1] == NS_CHUNK and key[13:17] == DEAD.to_bytes(4, "big")
+
+
+def quick(path: Path) -> VerifyReport:
+    with fdb.open(path, read_only=True) as db:
+        return db.verify("quick")
+
+
+def test_quick_counts_what_full_counts(path: Path) -> None:
+    report, full = quick(path), verified(path)
+    assert report.ok
+    assert replace(report, seconds=0.0, level="full") == replace(full, seconds=0.0)
+    assert str(report).startswith("ok (quick): ")
+
+
+def test_quick_finds_a_flipped_bit_in_all_but_values_and_full_in_these_too(master: Path, tmp_path: Path) -> None:
+    for number, (key, value) in enumerate(entries(master).items()):
+        path = Path(shutil.copy(master, tmp_path / f"{number}.fdb"))
+        with raw(path) as txn:
+            txn.put(key, bytes([value[0] ^ 4]) + value[1:])
+        if key != NS_FORMAT:
+            unread = key[:1] == NS_ONLINE or (key[:1] == NS_CHUNK and not is_dead_list(key))
+            assert quick(path).ok == unread, key
+            assert not verified(path).ok
+        path.unlink()
+
+
+def test_quick_finds_the_loss_of_all_but_online_rows_and_of_the_last_commit(master: Path, tmp_path: Path) -> None:
+    for number, (key, value) in enumerate(entries(master).items()):
+        if key in (NS_FORMAT, NS_DEFINITION + b"smodel"):
+            continue
+        path = Path(shutil.copy(master, tmp_path / f"{number}.fdb"))
+        with raw(path) as txn:
+            txn.delete(key)
+        # Which commits there must be only rows tell.
+        unseen = key[:1] == NS_ONLINE or key == NS_COMMIT + (5).to_bytes(8, "big")
+        assert quick(path).ok == unseen, key
+        if key[:1] == NS_CHUNK:
+            with raw(path) as txn:
+                txn.put(key, value[:-1])
+            found(quick(path), f"has {len(value) - 1} bytes instead of {len(value)}" if not is_dead_list(key) else "")
+        path.unlink()
+
+
+def test_quick_reads_no_chunk_but_lists_of_replaced_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featuredb.storage import segment
+
+    real, read = segment.checksum, list[int]()
+    monkeypatch.setattr(segment, "checksum", lambda raw: read.append(len(raw)) or real(raw))
+    lists = [len(value) for key, value in entries(path).items() if is_dead_list(key)]
+    assert quick(path).ok
+    assert read == lists != []
+    assert verified(path).ok
+    assert len(read) > 2 * len(lists)
+
+
+def test_a_level_of_no_kind_is_refused(path: Path) -> None:
+    with fdb.open(path) as db, pytest.raises(fdb.InputError, match="'quick' or 'full'"):
+        db.verify("deep")  # type: ignore[arg-type]
+
+
+# --- backup ---------------------------------------------------------------------------------------
+
+
+def test_a_checked_backup_is_as_the_file_and_leaves_nothing_beside_it(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "to"
+    folder.mkdir()
+    with fdb.open(path) as db:
+        db.backup(folder / "copy.fdb", check=True)
+    assert [file.name for file in folder.iterdir()] == ["copy.fdb"]
+    assert entries(folder / "copy.fdb") == entries(path)
+
+
+def test_a_backup_that_is_not_in_order_gets_no_name(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "to"
+    folder.mkdir()
+    key = next(key for key in entries(path) if key[:1] == NS_CHUNK)
+    with raw(path) as txn:
+        txn.put(key, b"")
+    with fdb.open(path) as db:
+        with pytest.raises(CorruptionError, match=r"has 0 bytes .*run verify\(\)"):
+            db.backup(folder / "copy.fdb", check=True)
+        assert list(folder.iterdir()) == []
+        # Unchecked, it is the copy of a file that is not in order.
+        db.backup(folder / "copy.fdb")
+    assert entries(folder / "copy.fdb") == entries(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -158,11 +158,12 @@ def log(file: str, limit: int | None, as_json: bool) -> None:
 
 @click.command()
 @file_argument
+@click.option("--level", type=click.Choice(["quick", "full"]), default="full", help="quick: read no values.")
 @json_option
-def verify(file: str, as_json: bool) -> None:
+def verify(file: str, level: Literal["quick", "full"], as_json: bool) -> None:
     """Check the file: checksums, structure, order, and online = offline. Exit code 1 if anything is wrong."""
     with fdb.open(file, read_only=True) as db:
-        report = db.verify()
+        report = db.verify(level)
     if as_json:
         print_json({"ok": report.ok, **asdict(report)})
     else:
@@ -180,16 +181,36 @@ def verify(file: str, as_json: bool) -> None:
 @click.command()
 @file_argument
 @click.argument("dest", metavar="DEST", type=click.Path())
+@click.option("--check", is_flag=True, help="Verify the copy before it gets its name.")
 @json_option
-def backup(file: str, dest: str, as_json: bool) -> None:
+def backup(file: str, dest: str, check: bool, as_json: bool) -> None:
     """Write a consistent, compacted copy to the new file DEST, while others read and write."""
     with fdb.open(file, read_only=True) as db:
-        db.backup(dest)
+        db.backup(dest, check=check)
     nbytes = os.path.getsize(dest)
     if as_json:
         print_json({"path": dest, "bytes": nbytes})
     else:
         click.echo(f"{dest}: {size(nbytes)}")
+
+
+@click.command()
+@click.argument("src", metavar="SRC", type=click.Path())
+@click.argument("dest", metavar="DST", type=click.Path())
+@json_option
+def salvage(src: str, dest: str, as_json: bool) -> None:
+    """Copy what is undamaged of the damaged file SRC into the new file DST, and say what is lost."""
+    report = fdb.salvage(src, dest)
+    if as_json:
+        print_json(report)
+        return
+    content = report.content
+    rows, keys = count(content.rows, "row"), count(content.online_keys, "online key")
+    click.echo(f"{dest}: {count(content.tables, 'feature table')}, {rows}, {keys}")
+    for fault in report.damaged_pages:
+        click.echo(f"  - damaged: {fault}")
+    for finding in report.lost:
+        click.echo(f"  - lost: {finding}")
 
 
 @click.command()

@@ -202,15 +202,13 @@ class Core:
         }
 
     def page_faults(self, transaction: int) -> list[str] | None:
-        """What is wrong with the pages that a reader's transaction reads; None if two commits came after it.
-
-        They are those of the meta page of its parity. If another file has taken the place of this one, its number is
-        of that file, as they share the lock file, and greater than any here.
-        """
-        fd, number = self.lock.fd, transaction - self.ids_before
+        """What is wrong with the pages that a reader of id `transaction` holds; None if two commits came after it."""
+        fd, wanted = self.lock.fd, transaction - self.ids_before
+        # The lock file, by which readers tell the last transaction, is that of the file at the path. In one that
+        # was replaced they have the meta page of that number's parity, and no one writes it any more.
+        replaced = datafile.key_at(self.path) != self.key
         for meta in meta_pages(fd):
-            same_page = meta.transaction % 2 == number % 2
-            if meta.transaction == number or (same_page and datafile.key_at(self.path) != self.key):
+            if meta.transaction == wanted or (replaced and (meta.transaction - wanted) % 2 == 0):
                 return page_faults(fd, meta)
         return None
 

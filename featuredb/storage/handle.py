@@ -92,8 +92,10 @@ class Env:
             core.sync()
         return result
 
-    def copy(self, path: str) -> None:
+    def copy(self, path: str, check: Callable[[str], None] | None = None) -> None:
         """Write a snapshot to the new file `path`, without free pages or anything that was removed.
+
+        Before it gets that name `check` may look at it under another, and raise.
 
         Raises
         ------
@@ -101,7 +103,7 @@ class Env:
             `path` exists, or its folder does not, or the disk is full.
         """
         self._refuse_inside_write(self.core)
-        write_copy(self, path)
+        write_copy(self, path, check)
 
     def rewrite(self) -> None:
         """Put such a copy in the place of the file, under all who have it open. `writer` must be held.

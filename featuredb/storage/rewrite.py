@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -46,8 +46,8 @@ def _part(entries: Iterator[tuple[Bytes, Bytes]]) -> Iterator[tuple[Bytes, Bytes
             return
 
 
-def write_copy(env: Env, path: str) -> None:
-    """Write a clean copy to the new file `path`.
+def write_copy(env: Env, path: str, check: Callable[[str], None] | None = None) -> None:
+    """Write a clean copy to the new file `path`, where `check`, given another name of it, raises nothing.
 
     Raises
     ------
@@ -62,6 +62,8 @@ def write_copy(env: Env, path: str) -> None:
         with env.read() as txn:
             settle(txn)
             env.core.write_clean(temporary, _batches(txn))
+        if check is not None:
+            check(temporary)
         if not datafile.publish(temporary, target):
             raise FileError(f"{target}: exists already; choose another name or delete it")
 

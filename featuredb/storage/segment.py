@@ -171,18 +171,23 @@ class SegmentReader:
         size, expected = column.chunks[chunk, part]
         return self._checked(self._key(column.id, chunk, part), size, expected, dtype)
 
-    def chunk_fault(self, column_id: int, chunk: int, part: int) -> str | None:
-        """What is wrong with the bytes of a chunk, None if they are those its descriptor names."""
+    def chunk_fault(self, column_id: int, chunk: int, part: int, *, read: bool = True) -> str | None:
+        """What is wrong with the bytes of a chunk, None if they are those its descriptor names.
+
+        Without `read` only that they are there, and as many.
+        """
         size, expected = self.info.columns[column_id].chunks[chunk, part]
-        return self._fault(self._key(column_id, chunk, part), size, expected)[1]
+        key = self._key(column_id, chunk, part)
+        return self._fault(key, size, expected)[1] if read else _length_fault(self._txn.get(key), size)
 
     def stored(self, column_id: int, chunk: int, part: int) -> memoryview:
         """The bytes of a chunk as they lie in the file: of the right length, and perhaps not yet checked."""
         size, _ = self.info.columns[column_id].chunks[chunk, part]
         key = self._key(column_id, chunk, part)
         raw = self._txn.get(key)
-        if raw is None or len(raw) != size:
-            raise self._chunk_error(key, "is missing" if raw is None else f"has {len(raw)} bytes instead of {size}")
+        fault = _length_fault(raw, size)
+        if raw is None or fault is not None:
+            raise self._chunk_error(key, fault or "")
         return raw
 
     def is_checked(self, column_id: int, chunk: int, part: int) -> bool:
@@ -197,10 +202,9 @@ class SegmentReader:
 
     def _fault(self, key: bytes, size: int, expected: int) -> tuple[memoryview, str | None]:
         raw = self._txn.get(key)
-        if raw is None:
-            return memoryview(b""), "is missing"
-        if len(raw) != size:
-            return raw, f"has {len(raw)} bytes instead of {size}"
+        fault = _length_fault(raw, size)
+        if raw is None or fault is not None:
+            return memoryview(b""), fault
         seen = (int.from_bytes(key[1:], "big"), expected)
         if seen not in self._verified:
             if checksum(raw) != expected:
@@ -344,6 +348,12 @@ class SegmentReader:
             return np.broadcast_to(np.int64(column.constant), self.rows)
         chunks = range(len(self.chunk_bounds(column_id)))
         return np.concatenate([np.asarray(self.system(column_id, chunk)) for chunk in chunks])
+
+
+def _length_fault(raw: memoryview | None, size: int) -> str | None:
+    if raw is None:
+        return "is missing"
+    return None if len(raw) == size else f"has {len(raw)} bytes instead of {size}"
 
 
 class SegmentCache:

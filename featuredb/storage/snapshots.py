@@ -361,7 +361,7 @@ class SnapshotEnv(Env):
     def read(self, views: bool = True) -> SnapshotTxn:
         return SnapshotTxn(self.base.read(views), self.snapshot, self._definitions)
 
-    def copy(self, path: str) -> None:
+    def copy(self, path: str, check: Callable[[str], None] | None = None) -> None:
         raise InputError(
             f"snapshot {self.snapshot.name!r} is backed up with its file; call backup() on the database itself"
         )

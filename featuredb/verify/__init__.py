@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 
-from featuredb.storage.env import ReadTxn
+from featuredb.storage.env import Env, ReadTxn
+from featuredb.storage.moving import settle
 from featuredb.storage.snapshots import SnapshotTxn
 from featuredb.verify.definitions import check_format, check_key_space, check_log, check_registry
 from featuredb.verify.history import check_rejected, check_table
@@ -19,10 +20,21 @@ from featuredb.verify.serving import check_online, check_pending
 from featuredb.verify.snapshots import check_snapshots
 from featuredb.verify.strays import check_strays
 
-__all__ = ["Finding", "VerifyReport", "report_pages", "verify_database"]
+__all__ = ["Finding", "VerifyReport", "report_pages", "verify_database", "verify_env"]
 
 
-def verify_database(txn: ReadTxn) -> VerifyReport:
+def verify_env(env: Env, level: str = "full") -> VerifyReport:
+    """Check the pages of a file, without the engine, and only if they are in order everything else."""
+    began = time.perf_counter()
+    faults = env.page_faults()
+    if faults:
+        return report_pages(faults, time.perf_counter() - began, level)
+    with env.read() as txn:
+        settle(txn)
+        return verify_database(txn, level)
+
+
+def verify_database(txn: ReadTxn, level: str = "full") -> VerifyReport:
     """Check everything in one transaction; in one at a snapshot, everything that the snapshot sees.
 
     Of the file's snapshots their records, history and saved online values are checked, but not that these online
@@ -35,6 +47,9 @@ def verify_database(txn: ReadTxn) -> VerifyReport:
     ----------
     txn : ReadTxn
         The snapshot.
+    level : {"full", "quick"}
+        ``"quick"`` reads no content of chunks and online rows: of chunks it checks that they are there, and their
+        lengths.
 
     Returns
     -------
@@ -42,7 +57,7 @@ def verify_database(txn: ReadTxn) -> VerifyReport:
         Everything found. Damage is never raised.
     """
     began = time.perf_counter()
-    check = Check(txn)
+    check = Check(txn, level)
     with check.guarded():
         check_format(check)
     with check.guarded():
@@ -69,7 +84,7 @@ def verify_database(txn: ReadTxn) -> VerifyReport:
     return check.report(time.perf_counter() - began)
 
 
-def report_pages(faults: list[str], seconds: float) -> VerifyReport:
+def report_pages(faults: list[str], seconds: float, level: str = "full") -> VerifyReport:
     """The report on a file whose pages are damaged, so that nothing else of it can be checked."""
     problems = tuple(Finding(f"pages: {fault}") for fault in faults)
     return VerifyReport(
@@ -86,4 +101,5 @@ def report_pages(faults: list[str], seconds: float) -> VerifyReport:
         online_keys=0,
         commits=0,
         seconds=seconds,
+        level=level,
     )

@@ -55,6 +55,8 @@ class VerifyReport:
         How much was checked; rows that were replaced are not counted.
     seconds : float
         Wall time.
+    level : str
+        ``"full"``, or ``"quick"`` if the content of chunks and online rows was not read.
     """
 
     ok: bool
@@ -70,6 +72,7 @@ class VerifyReport:
     online_keys: int
     commits: int
     seconds: float
+    level: str = "full"
 
     def __str__(self) -> str:
         checked = (
@@ -77,7 +80,7 @@ class VerifyReport:
             f"{self.entity_keys} entity keys, {self.online_keys} online keys, {self.commits} commits"
         )
         if self.ok and not self.differences:
-            return f"ok: {checked}"
+            return f"ok: {checked}" if self.level == "full" else f"ok ({self.level}): {checked}"
         lines = [f"{self.problem_count} problems, {self.difference_count} differences in {checked}"]
         for kind, listed, count in (
             ("problem", self.problems, self.problem_count),
@@ -96,6 +99,8 @@ class Check:
 
     Attributes
     ----------
+    level : str
+        ``"quick"`` to read no content of chunks and online rows, or ``"full"``.
     registry : Registry
         The definitions of the snapshot; set by the first check, which reads them.
     cache : SegmentCache
@@ -115,6 +120,7 @@ class Check:
     """
 
     txn: ReadTxn
+    level: str = "full"
     registry: Registry = field(default_factory=Registry)
     cache: SegmentCache = field(default_factory=SegmentCache)
     problems: list[Finding] = field(default_factory=list)
@@ -172,4 +178,5 @@ class Check:
             self.online_keys,
             self.commits,
             seconds,
+            self.level,
         )

@@ -19,12 +19,17 @@ def examine_folder(folder: Path, known: Expected, done: int, begun: int) -> str:
             verdict = examine(folder / name, [content] if made < done else [None, content])
             if verdict.startswith("violation"):
                 return f"{verdict} ({name})"
+    return examine(folder / NAME, allowed_digests(known, done, begun))
+
+
+def allowed_digests(known: Expected, done: int, begun: int) -> list[str | None]:
+    """What the file of a plan may hold, the oldest first; None if it may be missing."""
     oldest = done - 1
     if known.plan.durability == "relaxed":
         # The last commit may be undone; steps that made none come after it.
         while oldest >= 0 and known.digests[oldest] == known.digests[done - 1]:
             oldest -= 1
-    return examine(folder / NAME, [known.digests[at] if at >= 0 else None for at in range(oldest, begun)])
+    return [known.digests[at] if at >= 0 else None for at in range(oldest, begun)]
 
 
 def examine(path: Path, allowed: Sequence[str | None]) -> str:
