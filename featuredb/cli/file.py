@@ -195,6 +195,25 @@ def backup(file: str, dest: str, check: bool, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("src", metavar="SRC", type=click.Path())
+@click.argument("dest", metavar="DST", type=click.Path())
+@json_option
+def salvage(src: str, dest: str, as_json: bool) -> None:
+    """Copy what is undamaged of the damaged file SRC into the new file DST, and say what is lost."""
+    report = fdb.salvage(src, dest)
+    if as_json:
+        print_json(report)
+        return
+    content = report.content
+    rows, keys = count(content.rows, "row"), count(content.online_keys, "online key")
+    click.echo(f"{dest}: {count(content.tables, 'feature table')}, {rows}, {keys}")
+    for fault in report.damaged_pages:
+        click.echo(f"  - damaged: {fault}")
+    for finding in report.lost:
+        click.echo(f"  - lost: {finding}")
+
+
+@click.command()
 @file_argument
 @json_option
 def compact(file: str, as_json: bool) -> None:

@@ -29,7 +29,7 @@ _MAGIC = 0xBEEFC0DE
 _DATA_VERSION = 1
 _META_BYTES = 152
 _TRANSACTION_AT = 144
-_PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 256, 1 << 15
+PAGE_BYTES_MIN, PAGE_BYTES_MAX = 256, 1 << 15
 _PAGE_HEADER_BYTES = 16
 _BRANCH, _LEAF, _META_PAGE = 0x01, 0x02, 0x08
 _BIG_VALUE = 0x01
@@ -75,7 +75,7 @@ def check(path: str, verify: Callable[[str], list[str]]) -> bytes:
     NotADatabaseError, FormatVersionError, CorruptionError
         It is another program's file, a newer featuredb's, or damaged.
     """
-    _check_regular(path)
+    check_regular(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -212,7 +212,8 @@ def take_after(fd: int, path: str, transaction: int) -> None:
     os.fsync(fd)
 
 
-def _check_regular(path: str) -> None:
+def check_regular(path: str) -> None:
+    """Raise unless there is a file at `path`, with something in it."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -240,7 +241,7 @@ def _check_content(path: str, fd: int, verify: Callable[[str], list[str]]) -> by
             _check_truncated(path, file_bytes, meta, verify)
     if record is None:
         raise _foreign(path, "is an LMDB file of another program, not a featuredb file")
-    _check_format(path, record)
+    check_format(path, record)
     return record
 
 
@@ -260,20 +261,21 @@ def _read_meta(path: str, fd: int) -> Meta:
     (version,) = struct.unpack_from("<I", head, 20)
     if version != _DATA_VERSION:
         raise _foreign(path, f"is not a featuredb file: its LMDB data version is {version}, not 1")
-    first = _parse_meta(head)
-    second = _parse_meta(os.pread(fd, _META_BYTES, first.page_bytes)) if first is not None else None
+    first = parse_meta(head)
+    second = parse_meta(os.pread(fd, _META_BYTES, first.page_bytes)) if first is not None else None
     if first is None or second is None or first.page_bytes != second.page_bytes:
         raise CorruptionError(f"{path}: its meta pages are truncated or damaged; restore it from a backup")
     return first if first.transaction >= second.transaction else second
 
 
-def _parse_meta(page: bytes) -> Meta | None:
+def parse_meta(page: bytes) -> Meta | None:
+    """What a meta page says, None if it is damaged."""
     if len(page) < _META_BYTES or not struct.unpack_from("<H", page, 10)[0] & _META_PAGE:
         return None
     magic, version = struct.unpack_from("<II", page, 16)
     (page_bytes,) = struct.unpack_from("<I", page, 40)
     root, last_page, transaction = struct.unpack_from("<QQQ", page, 128)
-    sane = page_bytes & (page_bytes - 1) == 0 and _PAGE_BYTES_MIN <= page_bytes <= _PAGE_BYTES_MAX
+    sane = page_bytes & (page_bytes - 1) == 0 and PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX
     if (magic, version) != (_MAGIC, _DATA_VERSION) or not sane or last_page < 1:
         return None
     return Meta(page_bytes, last_page, root, transaction)
@@ -306,7 +308,8 @@ def _format_record(fd: int, meta: Meta) -> bytes | None:
     return None
 
 
-def _check_format(path: str, record: bytes) -> None:
+def check_format(path: str, record: bytes) -> None:
+    """Raise unless a format record is that of a file which this library reads."""
     try:
         found = unpack(record, f"{path}: its format record")
         magic, version = found["magic"], found["version"]

@@ -158,6 +158,16 @@ def registry_state(txn: ReadTxn) -> bytes:
     return b"" if raw is None else bytes(raw)
 
 
+def definition_of(kind: bytes, name: str, raw: bytes | memoryview) -> Any:
+    """What one entry of the definitions stands for, of `kind` e, t, s or k; of a key space its number."""
+    record = unpack(raw, f"the definition of {name!r}")
+    if kind == b"e":
+        return Entity(name, **record)
+    if kind == b"t":
+        return _table_of(name, record)
+    return _service_of(name, record) if kind == b"s" else record
+
+
 def read_registry(txn: ReadTxn) -> Registry:
     """Every definition of the file."""
     raw = txn.get(STATE_KEY)

@@ -69,7 +69,7 @@ def check_online(check: Check, table: StoredTable, *, sound: bool) -> None:
         check.online_keys += sum(1 for _ in check.txn.scan(index.prefix))
         return
     comparer = _Comparer(check, table) if sound and table.space_id in check.key_counts else None
-    for keys, rows, damaged in _batches(check, table, index):
+    for keys, rows, damaged in batches(check, table, index):
         for name, column in rows.columns.items():
             for fault in value_faults(column):
                 check.problem(f"online: {fault}", table=table.name, column=name)
@@ -82,7 +82,7 @@ def check_online(check: Check, table: StoredTable, *, sound: bool) -> None:
         comparer.finish(space)
 
 
-def _batches(check: Check, table: StoredTable, index: OnlineIndex) -> Iterator[tuple[Heap, OnlineRows, list[bytes]]]:
+def batches(check: Check, table: StoredTable, index: OnlineIndex) -> Iterator[tuple[Heap, OnlineRows, list[bytes]]]:
     """Online rows in key order, a batch at a time, and the keys of those that are damaged."""
     entries = check.txn.scan(index.prefix)
     while batch := list(islice(entries, BATCH_ROWS)):

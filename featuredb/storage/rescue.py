@@ -1,0 +1,188 @@
+"""Reads what can be read of a file with damaged pages, without the engine, and writes it to a sound one.
+
+An entry is taken if its node, and the pages of its value, are sound; where a branch is damaged, the leaves that no
+branch leads to any more are found by looking at every page that is neither in use nor free. What values say is not
+looked at, save the format record.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from featuredb.errors import BusyError, CorruptionError, FeatureDBError
+from featuredb.limits import NS_FORMAT
+from featuredb.storage import datafile
+from featuredb.storage.engine import NEW_MAP_BYTES, write_entries
+from featuredb.storage.pages import (
+    BRANCH,
+    LEAF,
+    META_BYTES,
+    META_PAGES,
+    NO_PAGE,
+    NUMBER,
+    PAGE,
+    Fault,
+    MetaPage,
+    PageWalk,
+    Tree,
+    page_faults,
+)
+from featuredb.storage.records import unpack
+
+_DEPTH_MAX = 32
+
+
+def rescue(source: str, target: str) -> list[str]:
+    """Write the entries of `source` that can be read to the new file `target`; what is wrong with its pages.
+
+    Raises
+    ------
+    BusyError
+        A writer has the file open in a call.
+    FileError
+        There is no such file, or it cannot be read, or `target` cannot be written.
+    CorruptionError
+        Nothing tells where its entries are.
+    """
+    datafile.check_regular(source)
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise datafile.file_error(source, error, "read") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"{source}: is being written to; try again later") from error
+        walk, faults = _walk(source, fd)
+        write_entries(target, _with_format(source, walk.entries()), 4 * os.fstat(fd).st_size + NEW_MAP_BYTES)
+        return [*walk.notes, *faults]
+    except FeatureDBError:
+        raise
+    except OSError as error:
+        raise datafile.file_error(source, error, "read") from error
+    finally:
+        os.close(fd)
+
+
+def _walk(path: str, fd: int) -> tuple[_Rescue, list[str]]:
+    """A walk from the newest meta page that is in order, and what is wrong with the pages."""
+    file_bytes, found = os.fstat(fd).st_size, list[MetaPage]()
+    sizes = [
+        1 << bits for bits in range(datafile.PAGE_BYTES_MIN.bit_length() - 1, datafile.PAGE_BYTES_MAX.bit_length())
+    ]
+    for at in (0, *sizes):
+        record = os.pread(fd, META_BYTES, at)
+        meta = datafile.parse_meta(record)
+        if meta is not None and at in (0, meta.page_bytes):
+            found.append(MetaPage(meta.transaction, meta.last_page, meta.page_bytes, record))
+    if not found:
+        raise CorruptionError(f"{path}: has no meta page that is in order, so that nothing of it can be salvaged")
+    newest = max(found, key=lambda meta: meta.transaction)
+    faults = [] if len(found) == META_PAGES else ["a meta page is damaged: the last commit may be missing"]
+    faults += page_faults(fd, newest)
+    # Pages beyond the end were never written and are free; each stands in a list of the file.
+    pages_max = file_bytes // newest.page_bytes + file_bytes // NUMBER.size
+    newest = replace(newest, last_page=min(newest.last_page, pages_max))
+    return _Rescue(fd, newest, file_bytes), faults
+
+
+def _with_format(path: str, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """The entries, with a new format record if theirs is damaged or missing.
+
+    Raises
+    ------
+    NotADatabaseError, FormatVersionError
+        The record is whole, and not one that this library reads.
+    """
+    for key, value in entries:
+        if key == NS_FORMAT:
+            try:
+                unpack(value, "the format record")
+            except CorruptionError:
+                continue
+            datafile.check_format(path, value)
+        yield key, value
+    yield NS_FORMAT, datafile.encode_format(uuid.uuid4().hex, time.time_ns() // 1000)
+
+
+class _Rescue(PageWalk):
+    """A walk that goes on where something is damaged; ``notes`` says what could not be found for it."""
+
+    def __init__(self, fd: int, meta: MetaPage, file_bytes: int) -> None:
+        super().__init__(fd, meta, file_bytes)
+        self.notes: list[str] = []
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every entry that can be read; one that stands in two pages twice."""
+        free, main = self._tree(0, "free pages"), self._tree(1, "entries")
+        if free.root != NO_PAGE:
+            self._visit(free, free.root, 1, None, None)
+        free_known = not self._found and free.counted == free.recorded
+        before = len(self._found)
+        if main.root != NO_PAGE:
+            yield from self._below(main, main.root, 1)
+        if len(self._found) > before and not free_known:
+            self.notes.append("the list of free pages is damaged: pages that nothing leads to were not looked at")
+        elif len(self._found) > before:
+            for number in np.flatnonzero(~self._used & ~self._free).tolist():
+                yield from self._orphan(main, number)
+        count, recorded = main.counted["entries"], main.recorded["entries"]
+        if count < recorded:
+            self.notes.append(f"{recorded - count} of {recorded} entries cannot be found")
+
+    def _below(self, tree: Tree, number: int, depth: int) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            page, flags = self._read(number, "tree of entries")
+            if flags not in (BRANCH, LEAF) or depth > _DEPTH_MAX:
+                # Whoever it does belong to may come to it yet.
+                self._used[number] = False
+                raise Fault(f"page {number}, at level {depth}, is of kind {flags:#x}")
+        except Fault as fault:
+            self._found.append(str(fault))
+            return
+        if flags == LEAF:
+            yield from self._leaf(tree, page, number)
+            return
+        for at in self._places(page):
+            try:
+                _, _, a, b, c = self._node(page, number, at)
+            except Fault as fault:
+                self._found.append(str(fault))
+            else:
+                yield from self._below(tree, a | b << 16 | c << 32, depth + 1)
+
+    def _orphan(self, tree: Tree, number: int) -> Iterator[tuple[bytes, bytes]]:
+        """The entries of a page that nothing leads to, if it is a leaf."""
+        if number < META_PAGES or number >= self._pages or self._used[number]:
+            return
+        with suppress(Fault):
+            page, flags = self._read(number, "pages that nothing leads to")
+            if flags == LEAF:
+                yield from self._leaf(tree, page, number)
+            else:
+                self._used[number] = False
+
+    def _leaf(self, tree: Tree, page: bytes, number: int) -> Iterator[tuple[bytes, bytes]]:
+        for at in self._places(page):
+            count = tree.counted["entries"]
+            try:
+                key, value = self._entry(tree, page, number, at)
+            except Fault as fault:
+                tree.counted["entries"] = count
+                self._found.append(str(fault))
+            else:
+                if isinstance(key, bytes):
+                    yield key, value
+
+    def _big_value(self, tree: Tree, number: int, size: int) -> bytes:
+        super()._big_value(tree, number, size)
+        return os.pread(self._fd, size, number * self._size + PAGE.size)
