@@ -33,6 +33,11 @@ class SalvageReport:
         What is not in the new file, each with its table, segment and key as far as they are known.
     damaged_pages : tuple of str
         What is wrong with the pages of the file. Where only what leads to others is damaged, nothing need be lost.
+    commit_id : int
+        The last commit that the new file has of the damaged one; of those after it, if there were any, nothing is left.
+    is_older : bool
+        Whether the newest meta page is, or may be, damaged, so that the one before had to do. What the last commit
+        added is then not there, and **what it removed is there again**, such as rows that were forgotten.
     content : VerifyReport
         What is in the new file, verified.
     seconds : float
@@ -41,11 +46,19 @@ class SalvageReport:
 
     lost: tuple[Finding, ...]
     damaged_pages: tuple[str, ...]
+    commit_id: int
+    is_older: bool
     content: VerifyReport
     seconds: float
 
     def __str__(self) -> str:
-        lines = [*(f"damaged: {fault}" for fault in self.damaged_pages), *(f"lost: {finding}" for finding in self.lost)]
+        lines = [f"state after commit {self.commit_id}"]
+        if self.is_older:
+            lines[0] += ", an older one: what a later commit removed is there again"
+        lines += [
+            *(f"damaged: {fault}" for fault in self.damaged_pages),
+            *(f"lost: {finding}" for finding in self.lost),
+        ]
         return "\n".join([str(self.content), *lines])
 
 
@@ -107,13 +120,14 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
     try:
         os.mkdir(folder, 0o700)
         work = os.path.join(folder, "work.fdb")
-        faults = rescue(source, work)
+        found = rescue(source, work)
         env = open_env(work, create=False, readonly=False, durable=False)
         try:
             report = verify_env(env)
-            if faults or not report.ok:
+            commit_id = report.commits
+            if found.faults or not report.ok:
                 with env.writer():
-                    lost = env.write(repair, durable=False)
+                    commit_id, lost = env.write(repair, durable=False)
                 report = verify_env(env)
             if not report.ok:
                 raise CorruptionError(f"{source}: cannot be salvaged: {report.problems[0]}; restore it from a backup")
@@ -126,4 +140,6 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
         raise datafile.file_error(target, error, "written") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return SalvageReport(tuple(lost), tuple(faults), report, time.perf_counter() - began)
+    return SalvageReport(
+        tuple(lost), tuple(found.faults), commit_id, found.is_older, report, time.perf_counter() - began
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -11,15 +12,17 @@ import numpy as np
 
 from featuredb.columns import Heap
 from featuredb.errors import CorruptionError
-from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_COMMIT, NS_DEFINITION, NS_KEY
+from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_COMMIT, NS_DEFINITION, NS_KEY, NS_ONLINE
 from featuredb.offline.tail import table_readers
 from featuredb.recovery.repair import Repair
 from featuredb.schema import Entity
 from featuredb.storage.keyspace import KeySpace, code_of, unpack_block
+from featuredb.storage.log import LOST
 from featuredb.storage.moving import STATE_KEY
 from featuredb.storage.records import pack, unpack
 from featuredb.storage.registry import Registry, StoredTable, definition_of, write_registry
 from featuredb.storage.segment import COMMIT, SegmentCache
+from featuredb.storage.tail import read_tail
 from featuredb.verify.definitions import check_key_space
 
 # What tables say of entities and key spaces is enough to make those anew.
@@ -120,12 +123,19 @@ def _rewrite_space(work: Repair, space: KeySpace) -> int:
 def repair_log(work: Repair) -> None:
     """Put a commit ``lost`` where a record is damaged or missing, so that the times of the others stay."""
     txn, records, bad = work.txn, dict[int, tuple[int, str]](), list[bytes]()
+    before, before_us = 0, 0
     for key, raw in txn.scan(NS_COMMIT):
+        number = int.from_bytes(key[1:], "big")
         try:
             time_us, operation, _, _ = unpack(raw if len(key) == 9 else b"", "a commit")
-            records[int.from_bytes(key[1:], "big")] = time_us, operation
+            # One under the number of another is out of order.
+            if (records and time_us - before_us < number - before) or number < 1:
+                raise CorruptionError("a commit is out of order")
         except (CorruptionError, TypeError, ValueError):
             bad.append(bytes(key))
+        else:
+            records[number] = time_us, operation
+            before, before_us = number, time_us
     for stray in bad:
         txn.delete(stray)
     last = max([*records, *(_last_of(work, table) for table in work.registry.tables.values())], default=0)
@@ -138,7 +148,7 @@ def repair_log(work: Repair) -> None:
         if number in records:
             time_us, operation = records[number]
         else:
-            time_us, operation = time_us + 1, "lost"
+            time_us, operation = time_us + 1, LOST
             txn.put(NS_COMMIT + number.to_bytes(8, "big"), pack([time_us, operation, None, 0]))
         work.operations[number] = operation
     if missing:
@@ -147,6 +157,15 @@ def repair_log(work: Repair) -> None:
 
 
 def _last_of(work: Repair, table: StoredTable) -> int:
-    """The last commit that a row of history is of."""
-    readers = table_readers(work.txn, SegmentCache(), table)
-    return max((int(reader.read_system(COMMIT).max()) for reader in readers), default=0)
+    """The last commit that a row of history, of the tail or of the online values names."""
+    txn = work.txn
+    readers = table_readers(txn, SegmentCache(), table)
+    history = max((int(reader.read_system(COMMIT).max()) for reader in readers), default=0)
+    online = (raw for _, raw in txn.scan(NS_ONLINE + table.id.to_bytes(4, "big")))
+    named = (int.from_bytes(raw[22:30], "little") for raw in online if zlib.crc32(raw[4:]) == crc_of(raw))
+    return max(history, read_tail(txn, table.id).commit_id, max(named, default=0))
+
+
+def crc_of(raw: memoryview) -> int:
+    """The checksum that a packed row begins with."""
+    return int.from_bytes(raw[:4], "little")

@@ -1,10 +1,13 @@
-"""History: segments that are whole stay, and of a tail the rows that are."""
+"""History: segments that are whole stay; of others, and of a tail, the rows that are."""
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
+
+import numpy as np
 
 from featuredb.errors import CorruptionError
 from featuredb.limits import (
@@ -19,6 +22,7 @@ from featuredb.limits import (
     NS_TAIL,
 )
 from featuredb.recovery.repair import Repair, descriptors
+from featuredb.recovery.segments import join_all, renew_segments
 from featuredb.storage.manifest import (
     DEAD,
     Manifest,
@@ -33,6 +37,7 @@ from featuredb.storage.registry import StoredTable
 from featuredb.storage.segment import checksum
 from featuredb.storage.tail import drop_tail, put_tail, read_tail, tail_key, tail_rows
 from featuredb.verify.history import check_table
+from featuredb.verify.report import Finding
 from featuredb.verify.strays import NAMESPACES, heads
 
 _TIMES = struct.Struct("<qq")
@@ -40,42 +45,24 @@ _TIMES_AT = 6
 
 
 def repair_history(work: Repair, table: StoredTable) -> None:
-    """Take segments out of the manifest, and rows out of the tail, until the rest is in order."""
-    manifest = _manifest(work, table)
-    tail_repaired = False
-    while True:
+    """Take what is damaged out of a table's history, by as little as will do, until the rest is in order."""
+    _repair_manifest(work, table)
+    for step in (renew_segments, _repair_tail, join_all, _drop_segments, _drop_all):
         check = work.check()
         if check_table(check, table):
             return
         work.tables_lost.add(table.id)
-        damaged = {problem.segment: problem for problem in reversed(check.problems)}
-        kept = tuple(ref for ref in manifest.segments if ref.id not in damaged)
-        if len(kept) < len(manifest.segments):
-            for ref in manifest.segments:
-                if ref.id in damaged:
-                    problem = damaged[ref.id]
-                    what = f"its {ref.rows - ref.dead_count} rows: {problem.what}"
-                    work.lose(what, table=table.name, segment=ref.id, column=problem.column)
-            manifest = manifest.with_segments(kept)
-            write_manifest(work.txn, manifest)
-        elif not tail_repaired:
-            _repair_tail(work, table)
-            tail_repaired = True
-        else:
-            work.lose(f"its history: {check.problems[0].what}", table=table.name)
-            drop_tail(work.txn, table.id)
-            write_manifest(work.txn, manifest.with_segments(()))
-            return
+        step(work, table, check.problems)
 
 
-def _manifest(work: Repair, table: StoredTable) -> Manifest:
-    """The manifest of a table, made anew from the segments that are there if it is lost."""
+def _repair_manifest(work: Repair, table: StoredTable) -> None:
+    """If the manifest of a table is lost, make it anew from the segments that are there."""
     txn = work.txn
     present = descriptors(work, table.id)
     with suppress(CorruptionError):
         manifest = read_manifest(txn, table.id)
         if manifest.segments or txn.get(NS_MANIFEST + table.id.to_bytes(4, "big")) is not None or not present:
-            return manifest
+            return
     work.lose("its manifest, which was made anew from the segments that are there", table=table.name)
     work.tables_lost.add(table.id)
     refs = []
@@ -84,9 +71,7 @@ def _manifest(work: Repair, table: StoredTable) -> Manifest:
             refs.append(_ref(work, table.id, number))
         except (CorruptionError, TypeError, ValueError) as error:
             work.lose(f"its rows: {error}", table=table.name, segment=number)
-    manifest = Manifest(table.id).with_segments(tuple(refs))
-    write_manifest(txn, manifest)
-    return manifest
+    write_manifest(txn, Manifest(table.id).with_segments(tuple(refs)))
 
 
 def _ref(work: Repair, table_id: int, number: int) -> SegmentRef:
@@ -101,8 +86,10 @@ def _ref(work: Repair, table_id: int, number: int) -> SegmentRef:
     return SegmentRef(number, crc, rows, int.from_bytes(last[0][17:21], "big"), len(last[1]) // 4, checksum(last[1]))
 
 
-def _repair_tail(work: Repair, table: StoredTable) -> None:
-    """Keep the rows that are whole and stand under their own timestamps."""
+def _repair_tail(work: Repair, table: StoredTable, problems: Sequence[Finding]) -> None:
+    """Keep the rows that are whole, stand under their own timestamps and are of a key that is known."""
+    if all(problem.segment is not None for problem in problems):
+        return
     txn, before, rows = work.txn, None, list[tuple[bytes, bytes]]()
     with suppress(CorruptionError):
         # Without a head it is not known how many rows there were.
@@ -111,7 +98,9 @@ def _repair_tail(work: Repair, table: StoredTable) -> None:
         for code, event, created, raw in tail_rows(txn, table.id):
             whole = len(raw) > _TIMES_AT + _TIMES.size and zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little")
             if whole and _TIMES.unpack_from(raw, _TIMES_AT) == (event, created):
-                rows.append((tail_key(table.id, code, event, created), bytes(raw)))
+                known = work.has_key(table, np.array([code]))[0]
+                if known:
+                    rows.append((tail_key(table.id, code, event, created), bytes(raw)))
     if before is not None and len(rows) == before.rows:
         # All are there, and yet they are not those that the head marks: one is under the key of another.
         rows = []
@@ -121,6 +110,25 @@ def _repair_tail(work: Repair, table: StoredTable) -> None:
         put_tail(txn, table.id, commit if before is None else before.commit_id, rows)
     count = "rows" if before is None else f"{before.rows - len(rows)} of {before.rows} rows"
     work.lose(f"{count} of its tail", table=table.name)
+
+
+def _drop_segments(work: Repair, table: StoredTable, problems: Sequence[Finding]) -> None:
+    """Let go of the segments that are damaged still."""
+    damaged = {problem.segment: problem for problem in reversed(problems)}
+    manifest = read_manifest(work.txn, table.id)
+    for ref in manifest.segments:
+        if ref.id in damaged:
+            problem = damaged[ref.id]
+            what = f"its {ref.rows - ref.dead_count} rows: {problem.what}"
+            work.lose(what, table=table.name, segment=ref.id, column=problem.column)
+    write_manifest(work.txn, manifest.with_segments(tuple(ref for ref in manifest.segments if ref.id not in damaged)))
+
+
+def _drop_all(work: Repair, table: StoredTable, problems: Sequence[Finding]) -> None:
+    """Let go of a history that is damaged still."""
+    work.lose(f"its history: {problems[0].what}", table=table.name)
+    drop_tail(work.txn, table.id)
+    write_manifest(work.txn, read_manifest(work.txn, table.id).with_segments(()))
 
 
 def drop_strays(work: Repair) -> None:

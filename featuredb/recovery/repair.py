@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featuredb.limits import NS_PINNED, NS_SEGMENT, NS_SNAPSHOT, NS_STAGED, NS_UNDO
 from featuredb.storage.env import WriteTxn
 from featuredb.storage.log import append_commit
 from featuredb.storage.manifest import pinned_manifests, staged_segments
 from featuredb.storage.records import unpack
-from featuredb.storage.registry import Registry
+from featuredb.storage.registry import Registry, StoredTable
 from featuredb.verify.report import Check, Finding
 
 # Rows may be of any commit until the log is repaired, which goes by what commits they are of.
@@ -58,13 +61,18 @@ class Repair:
             forgotten=self.forgotten,
         )
 
+    def has_key(self, table: StoredTable, codes: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Whether each code stands for an entity key."""
+        space = table.space_id
+        return (codes < self.key_counts.get(space, 0)) & ~np.isin(codes, self.forgotten.get(space, ()))
+
     @property
     def last_commit(self) -> int:
         return max(self.operations, default=0)
 
 
-def repair(txn: WriteTxn) -> list[Finding]:
-    """Take out what is damaged, and make what follows from the rest anew; what is lost."""
+def repair(txn: WriteTxn) -> tuple[int, list[Finding]]:
+    """Take out what is damaged, and make what follows from the rest anew; the last commit before, and what is lost."""
     from featuredb.recovery.definitions import repair_definitions, repair_keys, repair_log
     from featuredb.recovery.history import drop_strays, repair_history
     from featuredb.recovery.online import repair_online, repair_rest
@@ -82,7 +90,7 @@ def repair(txn: WriteTxn) -> list[Finding]:
         repair_online(work, table)
         repair_rest(work, table)
     append_commit(txn, "salvage", None, 0)
-    return work.lost
+    return work.last_commit, work.lost
 
 
 def _drop_snapshots(work: Repair) -> None:

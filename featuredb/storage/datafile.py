@@ -28,7 +28,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _MAGIC = 0xBEEFC0DE
 _DATA_VERSION = 1
 _META_BYTES = 152
-_TRANSACTION_AT = 144
+TRANSACTION_AT = 144
 PAGE_BYTES_MIN, PAGE_BYTES_MAX = 256, 1 << 15
 _PAGE_HEADER_BYTES = 16
 _BRANCH, _LEAF, _META_PAGE = 0x01, 0x02, 0x08
@@ -206,7 +206,7 @@ def take_after(fd: int, path: str, transaction: int) -> None:
     assert behind >= 0
     assert behind % 2 == 0
     for page in range(2):
-        at = page * newest.page_bytes + _TRANSACTION_AT
+        at = page * newest.page_bytes + TRANSACTION_AT
         (number,) = struct.unpack("<Q", os.pread(fd, 8, at))
         os.pwrite(fd, struct.pack("<Q", number + behind), at)
     os.fsync(fd)

@@ -11,6 +11,8 @@ from featuredb.limits import ABSENT_US, NS_COMMIT
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.records import pack, unpack
 
+# What `salvage` puts in the place of a commit whose record is damaged: it may have been any.
+LOST = "lost"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -3,6 +3,9 @@
 An entry is taken if its node, and the pages of its value, are sound; where a branch is damaged, the leaves that no
 branch leads to any more are found by looking at every page that is neither in use nor free. What values say is not
 looked at, save the format record.
+
+A file has the meta pages of its last two transactions, and the pages of both are there. The older one is taken only
+if nothing can be found from the newer: what that removed is there again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 
@@ -40,8 +44,16 @@ from featuredb.storage.records import unpack
 _DEPTH_MAX = 32
 
 
-def rescue(source: str, target: str) -> list[str]:
-    """Write the entries of `source` that can be read to the new file `target`; what is wrong with its pages.
+@dataclass(slots=True)
+class Rescued:
+    """What is wrong with the pages of a file, and whether its newest transaction is, or may be, another."""
+
+    faults: list[str] = field(default_factory=list)
+    is_older: bool = False
+
+
+def rescue(source: str, target: str) -> Rescued:
+    """Write the entries of `source` that can be read to the new file `target`.
 
     Raises
     ------
@@ -62,9 +74,11 @@ def rescue(source: str, target: str) -> list[str]:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyError(f"{source}: is being written to; try again later") from error
-        walk, faults = _walk(source, fd)
-        write_entries(target, _with_format(source, walk.entries()), 4 * os.fstat(fd).st_size + NEW_MAP_BYTES)
-        return [*walk.notes, *faults]
+        found = Rescued()
+        walk, entries = _walk(source, fd, found)
+        write_entries(target, _with_format(source, entries), 4 * os.fstat(fd).st_size + NEW_MAP_BYTES)
+        found.faults += walk.notes
+        return found
     except FeatureDBError:
         raise
     except OSError as error:
@@ -73,26 +87,52 @@ def rescue(source: str, target: str) -> list[str]:
         os.close(fd)
 
 
-def _walk(path: str, fd: int) -> tuple[_Rescue, list[str]]:
-    """A walk from the newest meta page that is in order, and what is wrong with the pages."""
-    file_bytes, found = os.fstat(fd).st_size, list[MetaPage]()
-    sizes = [
-        1 << bits for bits in range(datafile.PAGE_BYTES_MIN.bit_length() - 1, datafile.PAGE_BYTES_MAX.bit_length())
-    ]
-    for at in (0, *sizes):
+def _walk(path: str, fd: int, rescued: Rescued) -> tuple[_Rescue, Iterator[tuple[bytes, bytes]]]:
+    """A walk from the newest meta page that leads to entries, and these."""
+    file_bytes = os.fstat(fd).st_size
+    metas = _sound_metas(path, fd, rescued)
+    for place, meta in enumerate(metas):
+        # Pages beyond the end were never written and are free; each stands in a list of the file.
+        pages_max = file_bytes // meta.page_bytes + file_bytes // NUMBER.size
+        walk = _Rescue(fd, replace(meta, last_page=min(meta.last_page, pages_max)), file_bytes)
+        if walk.is_new():
+            rescued.faults.append("all pages are of the one transaction whose meta page is damaged")
+            rescued.is_older = False
+            walk = _Rescue(fd, replace(meta, last_page=max(1, file_bytes // meta.page_bytes - 1)), file_bytes)
+        entries = walk.entries()
+        first = next(entries, None)
+        if first is not None or place == len(metas) - 1:
+            rescued.faults += page_faults(fd, meta)
+            return walk, entries if first is None else chain((first,), entries)
+        rescued.faults.append("the newer meta page leads to no entry: the older one was used")
+        rescued.is_older = True
+    raise AssertionError("not reached")
+
+
+def _sound_metas(path: str, fd: int, rescued: Rescued) -> list[MetaPage]:
+    """The meta pages that are in order, the newest first."""
+    found: list[MetaPage] = []
+    bits = range(datafile.PAGE_BYTES_MIN.bit_length() - 1, datafile.PAGE_BYTES_MAX.bit_length())
+    for at in (0, *(1 << count for count in bits)):
         record = os.pread(fd, META_BYTES, at)
         meta = datafile.parse_meta(record)
-        if meta is not None and at in (0, meta.page_bytes):
+        # Transactions write them in turn.
+        if meta is not None and at in (0, meta.page_bytes) and meta.transaction % 2 == (at > 0):
             found.append(MetaPage(meta.transaction, meta.last_page, meta.page_bytes, record))
     if not found:
         raise CorruptionError(f"{path}: has no meta page that is in order, so that nothing of it can be salvaged")
-    newest = max(found, key=lambda meta: meta.transaction)
-    faults = [] if len(found) == META_PAGES else ["a meta page is damaged: the last commit may be missing"]
-    faults += page_faults(fd, newest)
-    # Pages beyond the end were never written and are free; each stands in a list of the file.
-    pages_max = file_bytes // newest.page_bytes + file_bytes // NUMBER.size
-    newest = replace(newest, last_page=min(newest.last_page, pages_max))
-    return _Rescue(fd, newest, file_bytes), faults
+    found.sort(key=lambda meta: -meta.transaction)
+    newest = found[0].transaction
+    if len(found) < META_PAGES:
+        at = datafile.TRANSACTION_AT + (0 if newest % 2 else found[0].page_bytes)
+        other = int.from_bytes(os.pread(fd, NUMBER.size, at), "little")
+        rescued.is_older = other != newest - 1
+        which = {newest - 1: "the older", newest + 1: "the newer"}.get(other, "one, perhaps the newer,")
+        rescued.faults.append(f"{which} of the meta pages is damaged")
+    elif found[1].transaction != newest - 1:
+        rescued.is_older = True
+        rescued.faults.append("the meta pages are not of two transactions in a row: one, perhaps the newer, is damaged")
+    return found
 
 
 def _with_format(path: str, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
@@ -121,6 +161,10 @@ class _Rescue(PageWalk):
         super().__init__(fd, meta, file_bytes)
         self.notes: list[str] = []
 
+    def is_new(self) -> bool:
+        """Whether the transaction is that of an empty file: then all that is in the file came with the next."""
+        return self._tree(0, "free pages").root == self._tree(1, "entries").root == NO_PAGE
+
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Every entry that can be read; one that stands in two pages twice."""
         free, main = self._tree(0, "free pages"), self._tree(1, "entries")
@@ -130,11 +174,12 @@ class _Rescue(PageWalk):
         before = len(self._found)
         if main.root != NO_PAGE:
             yield from self._below(main, main.root, 1)
-        if len(self._found) > before and not free_known:
-            self.notes.append("the list of free pages is damaged: pages that nothing leads to were not looked at")
-        elif len(self._found) > before:
-            for number in np.flatnonzero(~self._used & ~self._free).tolist():
-                yield from self._orphan(main, number)
+        if main.root == NO_PAGE or len(self._found) > before:
+            if free_known:
+                for number in np.flatnonzero(~self._used & ~self._free).tolist():
+                    yield from self._orphan(main, number)
+            else:
+                self.notes.append("the list of free pages is damaged: pages that nothing leads to were not looked at")
         count, recorded = main.counted["entries"], main.recorded["entries"]
         if count < recorded:
             self.notes.append(f"{recorded - count} of {recorded} entries cannot be found")

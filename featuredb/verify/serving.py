@@ -20,12 +20,13 @@ from featuredb.limits import VERIFY_FINDINGS_MAX
 from featuredb.online.index import BATCH_ROWS, OnlineIndex, OnlineRows
 from featuredb.storage.keys import decode_keys
 from featuredb.storage.keyspace import KeySpace
+from featuredb.storage.log import LOST
 from featuredb.storage.pending import pending_since
 from featuredb.storage.registry import StoredTable
 from featuredb.verify.report import Check
 from featuredb.verify.values import value_faults
 
-_OFFLINE, _ONLINE = "ingest offline", "ingest online"
+_OFFLINE, _ONLINE = ("ingest offline",), ("ingest online", LOST)
 
 
 @dataclass
@@ -116,10 +117,10 @@ class _Comparer:
         self._logged = np.array(list(check.operations), dtype=np.uint64)
         self._operations = np.array(list(check.operations.values()), dtype=np.str_)
 
-    def _loaded_by(self, commits: NDArray[np.uint64], operation: str) -> NDArray[np.bool_]:
-        """Whether commits are of that operation; one whose log record is damaged may be."""
+    def _loaded_by(self, commits: NDArray[np.uint64], operations: tuple[str, ...]) -> NDArray[np.bool_]:
+        """Whether commits are of these operations; one whose log record is damaged may be."""
         logged = np.isin(commits, self._logged)
-        return ~logged | np.isin(commits, self._logged[self._operations == operation])
+        return ~logged | np.isin(commits, self._logged[np.isin(self._operations, operations)])
 
     def _tell(self, what: str, keys: Heap, apart: NDArray[np.bool_]) -> None:
         """Report `keys`, as a difference where they were loaded `apart`, else as a problem."""

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from . import damage, iofaults, kill, powerloss, space
+from . import damage, iofaults, kill, powerloss, salvage, space
 from .results import FILE, Outcome, save, table
 from .runs import warm_up
 
@@ -27,6 +27,7 @@ PROFILES: dict[str, tuple[int, Callable[[int, int], Outcome | list[Outcome]]]] =
     "truncation": (30, damage.truncation),
     "bitflips": (100, damage.bitflips),
     "everybyte": (0, damage.every_byte),
+    "salvage": (100, salvage.run),
 }
 
 
