@@ -22,7 +22,7 @@ from featuredb.limits import (
     NS_TAIL,
 )
 from featuredb.recovery.repair import Repair, descriptors
-from featuredb.recovery.segments import join_all, renew_segments
+from featuredb.recovery.segments import REPLACED_BACK, join_all, renew_segments
 from featuredb.storage.manifest import (
     DEAD,
     Manifest,
@@ -63,7 +63,7 @@ def _repair_manifest(work: Repair, table: StoredTable) -> None:
         manifest = read_manifest(txn, table.id)
         if manifest.segments or txn.get(NS_MANIFEST + table.id.to_bytes(4, "big")) is not None or not present:
             return
-    work.lose("its manifest, which was made anew from the segments that are there", table=table.name)
+    work.lose(f"its manifest, which was made anew from the segments that are there; {REPLACED_BACK}", table=table.name)
     work.tables_lost.add(table.id)
     refs = []
     for number in present:
@@ -139,11 +139,16 @@ def drop_strays(work: Repair) -> None:
         check_table(check, table)
     live = {segment_key(*one) for one in check.segments_live} | check.chunks_expected
     lost: set[int] = set()
+    unnamed = work.staged | work.held
+    told = {(finding.table, finding.segment) for finding in work.lost}
     for namespace in (NS_SEGMENT, NS_CHUNK):
         for key in [bytes(key) for key, _ in txn.scan(namespace) if bytes(key) not in live]:
             number, segment = int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:13], "big")
-            if (number, segment) not in work.others:
+            if (number, segment) not in unnamed:
                 lost.add(number)
+                if number in tables and (tables[number].name, segment) not in told:
+                    told.add((tables[number].name, segment))
+                    work.lose("its rows: nothing describes them", table=tables[number].name, segment=segment)
             txn.delete(key)
     for namespace in (NS_MANIFEST, NS_ONLINE, NS_PENDING, NS_REJECTED, NS_TAIL):
         for head in [head for head in heads(txn, namespace, 4) if int.from_bytes(head, "big") not in tables]:

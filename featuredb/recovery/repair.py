@@ -26,8 +26,8 @@ class Repair:
 
     Attributes
     ----------
-    others : set of (int, int)
-        Table and number of segments that have a descriptor and are not live: staged, or held by a snapshot.
+    staged, held : set of (int, int)
+        Table and number of segments that no commit named yet, and of those that snapshots hold, live or not.
     key_counts, forgotten
         As in `Check`, of the key spaces once they are in order.
     operations : dict of int to str
@@ -39,7 +39,8 @@ class Repair:
     txn: WriteTxn
     lost: list[Finding] = field(default_factory=list)
     registry: Registry = field(default_factory=Registry)
-    others: set[tuple[int, int]] = field(default_factory=set)
+    staged: set[tuple[int, int]] = field(default_factory=set)
+    held: set[tuple[int, int]] = field(default_factory=set)
     key_counts: dict[int, int] = field(default_factory=dict)
     forgotten: dict[int, Any] = field(default_factory=dict)
     operations: dict[int, str] = field(default_factory=dict)
@@ -96,10 +97,10 @@ def repair(txn: WriteTxn) -> tuple[int, list[Finding]]:
 def _drop_snapshots(work: Repair) -> None:
     """Let go of snapshots, and of what is staged: what they hold would have to be whole."""
     txn = work.txn
-    work.others = set(staged_segments(txn))
+    work.staged = set(staged_segments(txn))
     check = work.check()
     with check.guarded():
-        work.others |= {(held.table_id, ref.id) for _, held in pinned_manifests(txn) for ref in held.segments}
+        work.held |= {(held.table_id, ref.id) for _, held in pinned_manifests(txn) for ref in held.segments}
     for key, raw in txn.scan(NS_SNAPSHOT):
         name = f"number {int.from_bytes(key[1:], 'big')}"
         with check.guarded():
@@ -110,7 +111,7 @@ def _drop_snapshots(work: Repair) -> None:
 
 
 def descriptors(work: Repair, table_id: int) -> list[int]:
-    """Numbers of the segments of a table that have a descriptor and may be live."""
+    """Numbers of the segments of a table that have a descriptor and were named by a manifest, perhaps a snapshot's."""
     prefix = NS_SEGMENT + table_id.to_bytes(4, "big")
     numbers = [int.from_bytes(key[5:], "big") for key, _ in work.txn.scan(prefix) if len(key) == 13]
-    return [number for number in numbers if (table_id, number) not in work.others]
+    return [number for number in numbers if (table_id, number) not in work.staged]

@@ -22,6 +22,8 @@ from featuredb.storage.segment_writer import Rows, write_segment
 from featuredb.storage.tail import drop_tail
 from featuredb.verify.report import Finding
 
+REPLACED_BACK = "where the row that replaced another is lost too, that is there again"
+
 
 def renew_segments(work: Repair, table: StoredTable, problems: Sequence[Finding]) -> None:
     """Write each damaged segment anew, with the rows that are whole in all columns and of a key that is known."""
@@ -55,8 +57,7 @@ def _whole_rows(work: Repair, table: StoredTable, ref: SegmentRef) -> Rows:
     try:
         kept[reader.dead()] = False
     except CorruptionError:
-        what = "which of its rows were replaced: if the row that did is lost too, the one before is there again"
-        work.lose(what, table=table.name, segment=ref.id)
+        work.lose(f"which of its rows were replaced; {REPLACED_BACK}", table=table.name, segment=ref.id)
     event, created, commit = (_times(reader, number, kept) for number in (EVENT, CREATED, COMMIT))
     columns = {number: _feature(reader, number, dtype, kept) for number, dtype in live_dtypes(table).items()}
     return Rows(codes, event, created, commit, columns).where(kept)

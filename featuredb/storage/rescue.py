@@ -17,12 +17,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
 
 import numpy as np
 
 from featuredb.errors import BusyError, CorruptionError, FeatureDBError
-from featuredb.limits import NS_FORMAT
+from featuredb.limits import NS_COMMIT, NS_DEFINITION, NS_FORMAT
 from featuredb.storage import datafile
 from featuredb.storage.engine import NEW_MAP_BYTES, write_entries
 from featuredb.storage.pages import (
@@ -41,6 +40,7 @@ from featuredb.storage.pages import (
 )
 from featuredb.storage.records import unpack
 
+DEFINITIONS_OLDER = "definitions or log are damaged: what is missing of them was taken from the transaction before"
 _DEPTH_MAX = 32
 
 
@@ -75,9 +75,8 @@ def rescue(source: str, target: str) -> Rescued:
         except BlockingIOError as error:
             raise BusyError(f"{source}: is being written to; try again later") from error
         found = Rescued()
-        walk, entries = _walk(source, fd, found)
+        entries = _entries(fd, _sound_metas(source, fd, found), found)
         write_entries(target, _with_format(source, entries), 4 * os.fstat(fd).st_size + NEW_MAP_BYTES)
-        found.faults += walk.notes
         return found
     except FeatureDBError:
         raise
@@ -87,26 +86,44 @@ def rescue(source: str, target: str) -> Rescued:
         os.close(fd)
 
 
-def _walk(path: str, fd: int, rescued: Rescued) -> tuple[_Rescue, Iterator[tuple[bytes, bytes]]]:
-    """A walk from the newest meta page that leads to entries, and these."""
-    file_bytes = os.fstat(fd).st_size
-    metas = _sound_metas(path, fd, rescued)
-    for place, meta in enumerate(metas):
-        # Pages beyond the end were never written and are free; each stands in a list of the file.
-        pages_max = file_bytes // meta.page_bytes + file_bytes // NUMBER.size
-        walk = _Rescue(fd, replace(meta, last_page=min(meta.last_page, pages_max)), file_bytes)
-        if walk.is_new():
-            rescued.faults.append("all pages are of the one transaction whose meta page is damaged")
-            rescued.is_older = False
-            walk = _Rescue(fd, replace(meta, last_page=max(1, file_bytes // meta.page_bytes - 1)), file_bytes)
-        entries = walk.entries()
-        first = next(entries, None)
-        if first is not None or place == len(metas) - 1:
-            rescued.faults += page_faults(fd, meta)
-            return walk, entries if first is None else chain((first,), entries)
-        rescued.faults.append("the newer meta page leads to no entry: the older one was used")
-        rescued.is_older = True
-    raise AssertionError("not reached")
+def _entries(fd: int, metas: list[MetaPage], rescued: Rescued) -> Iterator[tuple[bytes, bytes]]:
+    """What the newest meta page leads to. If that is nothing, or lacks some, the older one has to help.
+
+    Every commit writes the page of the definitions anew, and without them nothing can be read. One transaction changes
+    little of them, and nothing of the log; no other entry of the older state is mixed with those of the newer.
+    """
+    file_bytes, found = os.fstat(fd).st_size, 0
+    held: set[bytes] = set()
+    for meta in metas:
+        walk, before = _walk(fd, meta, file_bytes, rescued), found
+        for key, value in walk.entries():
+            shared = key.startswith((NS_COMMIT, NS_DEFINITION))
+            if not before or (shared and key not in held):
+                found += 1
+                if shared:
+                    held.add(key)
+                yield key, value
+        if before:
+            if found > before:
+                rescued.faults.append(DEFINITIONS_OLDER)
+            return
+        rescued.faults += [*page_faults(fd, meta), *walk.notes]
+        if meta is not metas[0]:
+            rescued.faults.append("the newer meta page leads to no entry: the older one was used")
+            rescued.is_older |= not walk.is_new()
+        if found and not walk.missing:
+            return
+
+
+def _walk(fd: int, meta: MetaPage, file_bytes: int, rescued: Rescued) -> _Rescue:
+    # Pages beyond the end were never written and are free; each stands in a list of the file.
+    pages_max = file_bytes // meta.page_bytes + file_bytes // NUMBER.size
+    walk = _Rescue(fd, replace(meta, last_page=min(meta.last_page, pages_max)), file_bytes)
+    if not walk.is_new():
+        return walk
+    rescued.faults.append("all pages are of the one transaction whose meta page is damaged")
+    rescued.is_older = False
+    return _Rescue(fd, replace(meta, last_page=max(1, file_bytes // meta.page_bytes - 1)), file_bytes)
 
 
 def _sound_metas(path: str, fd: int, rescued: Rescued) -> list[MetaPage]:
@@ -155,11 +172,12 @@ def _with_format(path: str, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[
 
 
 class _Rescue(PageWalk):
-    """A walk that goes on where something is damaged; ``notes`` says what could not be found for it."""
+    """A walk that goes on where something is damaged; ``notes`` says what could not be found, ``missing`` how much."""
 
     def __init__(self, fd: int, meta: MetaPage, file_bytes: int) -> None:
         super().__init__(fd, meta, file_bytes)
         self.notes: list[str] = []
+        self.missing = 0
 
     def is_new(self) -> bool:
         """Whether the transaction is that of an empty file: then all that is in the file came with the next."""
@@ -180,9 +198,10 @@ class _Rescue(PageWalk):
                     yield from self._orphan(main, number)
             else:
                 self.notes.append("the list of free pages is damaged: pages that nothing leads to were not looked at")
-        count, recorded = main.counted["entries"], main.recorded["entries"]
-        if count < recorded:
-            self.notes.append(f"{recorded - count} of {recorded} entries cannot be found")
+        recorded = main.recorded["entries"]
+        self.missing = max(0, recorded - main.counted["entries"])
+        if self.missing:
+            self.notes.append(f"{self.missing} of {recorded} entries cannot be found")
 
     def _below(self, tree: Tree, number: int, depth: int) -> Iterator[tuple[bytes, bytes]]:
         try:
