@@ -27,6 +27,7 @@ NEEDED = {
     "lying disk": {"detected", "harmless", "one commit back"},
     "truncation": {"refused"},
     "bit flips, random bytes": {"detected", "harmless"},
+    "salvage": {"whole", "part"},
 }
 
 
@@ -34,7 +35,7 @@ NEEDED = {
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What a short run of all profiles found, by the name of each."""
     results = tmp_path_factory.mktemp("survival") / "results.json"
-    profiles = ["powerloss", "relaxed", "kill", "iofaults", "space", "lying", "truncation", "bitflips"]
+    profiles = ["powerloss", "relaxed", "kill", "iofaults", "space", "lying", "truncation", "bitflips", "salvage"]
     command = [sys.executable, "-m", "tests.survival", *profiles, "--results", str(results)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert results.exists(), done.stderr
