@@ -352,7 +352,9 @@ def test_salvage_tells_what_is_there_and_what_is_lost(loaded: str, tmp_path: Pat
     newest = max((0, 4096), key=lambda at: int.from_bytes(content[at + 144 : at + 152], "little"))
     content[newest + 16] ^= 1
     Path(loaded).write_bytes(content)
-    assert "  - damaged: a meta page is damaged" in text("salvage", loaded, tmp_path / "rest.fdb")
+    shown = text("salvage", loaded, tmp_path / "rest.fdb")
+    assert "  - damaged: the newer of the meta pages is damaged" in shown
+    assert "  - older: what a later commit added is missing, and what it removed is there again" in shown
     assert "exists already" in failure("salvage", loaded, tmp_path / "rest.fdb")
     assert data("salvage", loaded, tmp_path / "other.fdb")["content"]["ok"] is True
 

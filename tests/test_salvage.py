@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +32,7 @@ from featuredb.limits import (
     NS_SEGMENT,
     NS_TAIL,
 )
+from featuredb.recovery import OLDER
 from featuredb.storage.rescue import DEFINITIONS_OLDER
 from featuredb.storage.segment import DATA
 
@@ -319,6 +321,46 @@ def test_a_commit_that_only_an_online_row_names_is_lost_and_the_row_stays(path: 
         assert [commit.operation for commit in db.log()][-2:] == ["lost", "salvage"]
 
 
+def test_of_a_tail_that_is_gone_whole_the_online_values_have_the_newest_rows(path: Path) -> None:
+    before, prefix = rows_of(path), NS_TAIL + table_id(path, "tailed")
+    with raw(path) as txn:
+        for key in [bytes(key) for key, _ in txn.cursor() if bytes(key).startswith(prefix)]:
+            txn.delete(key)
+    report, target = salvaged(path)
+    assert told(report) == "table tailed: rows of its history; 3 were found among its online values"
+    after = rows_of(target)
+    assert {row[2] for row in after["tailed"]} == {"3", "4", "5"}
+    assert after | {"tailed": before["tailed"]} == before
+
+
+def test_rows_that_were_not_materialized_are_offered_again_if_the_mark_of_them_is_lost(path: Path) -> None:
+    with fdb.open(path) as db:
+        db.ingest("tailed", {"origin": ["a"], "event_timestamp": [T0 + 90 * HOUR], "n": [90]}, to="offline")
+    mark = NS_PENDING + table_id(path, "tailed")
+    with raw(path) as txn:
+        assert txn.delete(mark)
+    damage(path, key_of(path, NS_ONLINE + table_id(path, "weather")))
+    report, target = salvaged(path)
+    assert report.lost == ()
+    with fdb.open(target) as db:
+        keys = {"origin": ["a"]}
+        assert db.get_online_features(["tailed:n"], keys).to_dict()["n"] == [3]
+        db.materialize(incremental=True)
+        assert db.get_online_features(["tailed:n"], keys).to_dict()["n"] == [90]
+
+
+@pytest.mark.parametrize("key", [b"\0", b"a key", b"z key", b"d? key"])
+def test_entries_of_no_known_kind_are_left_out(path: Path, key: bytes) -> None:
+    before = rows_of(path)
+    with raw(path) as txn:
+        txn.put(key, b"value")
+    report, target = salvaged(path)
+    assert report.lost == ()
+    assert key.startswith(b"d") or report.damaged_pages == ("1 entries are of no known kind",)
+    assert rows_of(target) == before
+    assert key not in entries(target)
+
+
 def test_a_commit_under_the_number_of_another_is_lost(path: Path) -> None:
     with fdb.open(path) as db:
         log = db.log()
@@ -399,7 +441,7 @@ def test_without_the_newest_meta_page_the_state_is_that_of_the_commit_before(lar
     assert report.is_older
     assert report.lost == ()
     assert report.damaged_pages == ("the newer of the meta pages is damaged",)
-    assert f"state after commit {report.commit_id}, an older one: what a later commit removed" in str(report)
+    assert f"state after commit {report.commit_id}, an older one: {OLDER}" in str(report)
 
 
 def test_without_the_older_meta_page_nothing_is_missing(large: Path, tmp_path: Path) -> None:
@@ -461,8 +503,13 @@ def test_definitions_that_are_damaged_are_those_of_the_transaction_before(path: 
     with fdb.open(path) as db:
         db.apply(fdb.FeatureTable("later", ["origin"], [fdb.Feature("n", "int32")]))
     content = path.read_bytes()
-    at = content.index(NS_DEFINITION + b"tlater") // PAGE * PAGE
-    assert NS_DEFINITION + b"tweather" in content[at : at + PAGE]
+    # Below what its head says a page may have bytes of entries that are gone.
+    heaps = {
+        at * PAGE: content[at * PAGE :][struct.unpack_from("<H", content, at * PAGE + 14)[0] : PAGE]
+        for at in pages(path, 2)
+    }
+    (at,) = [at for at, heap in heaps.items() if NS_DEFINITION + b"tlater" in heap]
+    assert NS_DEFINITION + b"thistory" in heaps[at]
     change(path, at, "<Q", 1)
     report, target = salvaged(path)
     assert DEFINITIONS_OLDER in report.damaged_pages
@@ -477,9 +524,17 @@ def foreign(path: Path) -> None:
     path.write_bytes(b"SQLite format 3\0" + bytes(8000))
 
 
+def of_another_program(path: Path) -> None:
+    path.unlink()
+    with lmdb.open(str(path), subdir=False, lib_version=0, lock=False) as env, env.begin(write=True) as txn:
+        txn.put(b"zebra", b"value")
+        txn.put(b"\0key", b"value")
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: path.unlink(), "no such file"),
     "foreign": (foreign, "nothing of it can be salvaged"),
+    "another": (of_another_program, "of another program"),
     "target": (lambda path: path.with_name("target.fdb").write_bytes(b"mine"), "exists already"),
 }
 

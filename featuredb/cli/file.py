@@ -21,6 +21,7 @@ from featuredb.cli.output import (
     print_table,
     size,
 )
+from featuredb.recovery import OLDER
 from featuredb.schema import FeatureTable
 from featuredb.sources import FileSource
 
@@ -206,7 +207,10 @@ def salvage(src: str, dest: str, as_json: bool) -> None:
         return
     content = report.content
     rows, keys = count(content.rows, "row"), count(content.online_keys, "online key")
-    click.echo(f"{dest}: {count(content.tables, 'feature table')}, {rows}, {keys}")
+    tables = count(content.tables, "feature table")
+    click.echo(f"{dest}: {tables}, {rows}, {keys}, as after commit {report.commit_id}")
+    if report.is_older:
+        click.echo(f"  - older: {OLDER}")
     for fault in report.damaged_pages:
         click.echo(f"  - damaged: {fault}")
     for finding in report.lost:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from featuredb.verify import Finding, VerifyReport
 
 
+OLDER = "what a later commit added is missing, and what it removed is there again"
+
+
 @dataclass(frozen=True, slots=True)
 class SalvageReport:
     """What ``salvage`` did.
@@ -54,7 +57,7 @@ class SalvageReport:
     def __str__(self) -> str:
         lines = [f"state after commit {self.commit_id}"]
         if self.is_older:
-            lines[0] += ", an older one: what a later commit removed is there again"
+            lines[0] += f", an older one: {OLDER}"
         lines += [
             *(f"damaged: {fault}" for fault in self.damaged_pages),
             *(f"lost: {finding}" for finding in self.lost),
@@ -65,10 +68,16 @@ class SalvageReport:
 def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> SalvageReport:
     """Copy what is undamaged of a file into a new one, which is in order.
 
-    The file is not changed. If nothing is damaged the new one is a copy. Otherwise history is lost by segments and by
-    rows of a tail; where a table lost some, the newest row of a key is kept if its online value is whole. Online values
-    that are damaged are made anew from history. Snapshots are let go of. The log gets a commit ``salvage``, and
-    has commits ``lost`` where its records are. The disk must have room for two more files of that size.
+    The file is not changed. If nothing is damaged the new one is a copy. Otherwise of a damaged segment the rows are
+    kept that are whole in all columns; if it cannot be told which rows or columns it has, the newest row of a key is,
+    if its online value is whole. Online values that are damaged are made anew from history. Snapshots are let go of.
+    The log gets a commit ``salvage``, and has commits ``lost`` where its records are.
+
+    If the newest meta page is damaged, the state is that of the transaction before: **what the last commit removed,
+    such as rows that were forgotten, is there again** (`SalvageReport.is_older`).
+
+    The disk must have room for two more files of that size, and the memory for one segment; where it is lost which
+    segments a table has, for the table.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ from featuredb.storage.segment import checksum
 from featuredb.storage.tail import drop_tail, put_tail, read_tail, tail_key, tail_rows
 from featuredb.verify.history import check_table
 from featuredb.verify.report import Finding
-from featuredb.verify.strays import NAMESPACES, heads
+from featuredb.verify.strays import heads
 
 _TIMES = struct.Struct("<qq")
 _TIMES_AT = 6
@@ -158,7 +158,5 @@ def drop_strays(work: Repair) -> None:
         for head in list(heads(txn, namespace, 4)):
             if int.from_bytes(head, "big") not in work.registry.spaces.values():
                 txn.delete_prefix(namespace + head)
-    for namespace in [head for head in heads(txn, b"", 1) if head not in NAMESPACES]:
-        txn.delete_prefix(namespace)
     for number in sorted(lost - tables.keys()):
         work.lose("all of it: its definition is lost", table=f"number {number}")

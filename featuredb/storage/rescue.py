@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from featuredb.errors import BusyError, CorruptionError, FeatureDBError
+from featuredb import limits
+from featuredb.errors import BusyError, CorruptionError, FeatureDBError, NotADatabaseError
 from featuredb.limits import NS_COMMIT, NS_DEFINITION, NS_FORMAT
 from featuredb.storage import datafile
 from featuredb.storage.engine import NEW_MAP_BYTES, write_entries
@@ -42,6 +43,7 @@ from featuredb.storage.records import unpack
 
 DEFINITIONS_OLDER = "definitions or log are damaged: what is missing of them was taken from the transaction before"
 _DEPTH_MAX = 32
+_NAMESPACES = frozenset(value for name, value in vars(limits).items() if name.startswith("NS_"))
 
 
 @dataclass(slots=True)
@@ -76,7 +78,7 @@ def rescue(source: str, target: str) -> Rescued:
             raise BusyError(f"{source}: is being written to; try again later") from error
         found = Rescued()
         entries = _entries(fd, _sound_metas(source, fd, found), found)
-        write_entries(target, _with_format(source, entries), 4 * os.fstat(fd).st_size + NEW_MAP_BYTES)
+        write_entries(target, _ours(source, entries, found), 4 * os.fstat(fd).st_size + NEW_MAP_BYTES)
         return found
     except FeatureDBError:
         raise
@@ -152,15 +154,20 @@ def _sound_metas(path: str, fd: int, rescued: Rescued) -> list[MetaPage]:
     return found
 
 
-def _with_format(path: str, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """The entries, with a new format record if theirs is damaged or missing.
+def _ours(path: str, entries: Iterator[tuple[bytes, bytes]], rescued: Rescued) -> Iterator[tuple[bytes, bytes]]:
+    """The entries of known kinds, with a new format record if theirs is damaged or missing.
 
     Raises
     ------
     NotADatabaseError, FormatVersionError
-        The record is whole, and not one that this library reads.
+        None is of a known kind, or the record is whole and not one that this library reads.
     """
+    known = unknown = 0
     for key, value in entries:
+        if key[:1] not in _NAMESPACES or (key[:1] == NS_FORMAT and key != NS_FORMAT):
+            unknown += 1
+            continue
+        known += 1
         if key == NS_FORMAT:
             try:
                 unpack(value, "the format record")
@@ -168,6 +175,10 @@ def _with_format(path: str, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[
                 continue
             datafile.check_format(path, value)
         yield key, value
+    if unknown and not known:
+        raise NotADatabaseError(f"{path}: is an LMDB file of another program, not a featuredb file; check the path")
+    if unknown:
+        rescued.faults.append(f"{unknown} entries are of no known kind")
     yield NS_FORMAT, datafile.encode_format(uuid.uuid4().hex, time.time_ns() // 1000)
 
 

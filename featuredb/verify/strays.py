@@ -22,14 +22,14 @@ from featuredb.storage.env import ReadTxn
 from featuredb.storage.manifest import segment_key, staged_segments
 from featuredb.verify.report import Check
 
-NAMESPACES = {value: name for name, value in vars(limits).items() if name.startswith("NS_")}
+_NAMESPACES = {value: name for name, value in vars(limits).items() if name.startswith("NS_")}
 _DEFINITION_KINDS = b"#eskt"
 
 
 def check_strays(check: Check) -> None:
     """Report entries of tables, segments and key spaces that do not exist, and keys of no known kind."""
     for prefix in heads(check.txn, b"", 1):
-        if prefix not in NAMESPACES:
+        if prefix not in _NAMESPACES:
             check.problem(f"entries whose keys begin with {prefix!r} are of no known kind")
     if [bytes(key) for key, _ in check.txn.scan(NS_FORMAT)] not in ([], [NS_FORMAT]):
         check.problem("there is more than one format record")
