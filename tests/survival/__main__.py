@@ -27,7 +27,7 @@ PROFILES: dict[str, tuple[int, Callable[[int, int], Outcome | list[Outcome]]]] =
     "truncation": (30, damage.truncation),
     "bitflips": (100, damage.bitflips),
     "everybyte": (0, damage.every_byte),
-    "salvage": (40, salvage.run),
+    "salvage": (30, salvage.run),
 }
 
 
