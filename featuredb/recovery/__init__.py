@@ -134,7 +134,7 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
         try:
             report = verify_env(env)
             commit_id = report.commits
-            if found.faults or not report.ok:
+            if not (found.is_whole and report.ok):
                 with env.writer():
                     commit_id, lost = env.write(repair, durable=False)
                 report = verify_env(env)

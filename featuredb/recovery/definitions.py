@@ -162,10 +162,6 @@ def _last_of(work: Repair, table: StoredTable) -> int:
     readers = table_readers(txn, SegmentCache(), table)
     history = max((int(reader.read_system(COMMIT).max()) for reader in readers), default=0)
     online = (raw for _, raw in txn.scan(NS_ONLINE + table.id.to_bytes(4, "big")))
-    named = (int.from_bytes(raw[22:30], "little") for raw in online if zlib.crc32(raw[4:]) == crc_of(raw))
+    whole = (raw for raw in online if zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little"))
+    named = (int.from_bytes(raw[22:30], "little") for raw in whole)
     return max(history, read_tail(txn, table.id).commit_id, max(named, default=0))
-
-
-def crc_of(raw: memoryview) -> int:
-    """The checksum that a packed row begins with."""
-    return int.from_bytes(raw[:4], "little")

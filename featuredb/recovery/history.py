@@ -96,11 +96,8 @@ def _repair_tail(work: Repair, table: StoredTable, problems: Sequence[Finding]) 
         before = read_tail(txn, table.id) if txn.get(NS_TAIL + table.id.to_bytes(4, "big")) is not None else None
     with suppress(CorruptionError):
         for code, event, created, raw in tail_rows(txn, table.id):
-            whole = len(raw) > _TIMES_AT + _TIMES.size and zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little")
-            if whole and _TIMES.unpack_from(raw, _TIMES_AT) == (event, created):
-                known = work.has_key(table, np.array([code]))[0]
-                if known:
-                    rows.append((tail_key(table.id, code, event, created), bytes(raw)))
+            if _is_whole(table, event, created, raw) and work.has_key(table, np.array([code]))[0]:
+                rows.append((tail_key(table.id, code, event, created), bytes(raw)))
     if before is not None and len(rows) == before.rows:
         # All are there, and yet they are not those that the head marks: one is under the key of another.
         rows = []
@@ -110,6 +107,14 @@ def _repair_tail(work: Repair, table: StoredTable, problems: Sequence[Finding]) 
         put_tail(txn, table.id, commit if before is None else before.commit_id, rows)
     count = "rows" if before is None else f"{before.rows - len(rows)} of {before.rows} rows"
     work.lose(f"{count} of its tail", table=table.name)
+
+
+def _is_whole(table: StoredTable, event: int, created: int, raw: memoryview) -> bool:
+    """Whether a packed row is as it was written, of these timestamps, and of a layout that is known."""
+    if len(raw) < _TIMES_AT + _TIMES.size or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "little"):
+        return False
+    is_known = int.from_bytes(raw[4:6], "little") < len(table.layouts)
+    return is_known and _TIMES.unpack_from(raw, _TIMES_AT) == (event, created)
 
 
 def _drop_segments(work: Repair, table: StoredTable, problems: Sequence[Finding]) -> None:

@@ -65,7 +65,7 @@ class Repair:
     def has_key(self, table: StoredTable, codes: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
         """Whether each code stands for an entity key."""
         space = table.space_id
-        return (codes < self.key_counts.get(space, 0)) & ~np.isin(codes, self.forgotten.get(space, ()))
+        return (codes >= 0) & (codes < self.key_counts.get(space, 0)) & ~np.isin(codes, self.forgotten.get(space, ()))
 
     @property
     def last_commit(self) -> int:

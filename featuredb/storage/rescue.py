@@ -22,7 +22,7 @@ import numpy as np
 
 from featuredb import limits
 from featuredb.errors import BusyError, CorruptionError, FeatureDBError, NotADatabaseError
-from featuredb.limits import NS_COMMIT, NS_DEFINITION, NS_FORMAT
+from featuredb.limits import NS_COMMIT, NS_DEFINITION, NS_FORMAT, NS_ONLINE, NS_TAIL
 from featuredb.storage import datafile
 from featuredb.storage.engine import NEW_MAP_BYTES, write_entries
 from featuredb.storage.pages import (
@@ -34,6 +34,7 @@ from featuredb.storage.pages import (
     NUMBER,
     PAGE,
     Fault,
+    Key,
     MetaPage,
     PageWalk,
     Tree,
@@ -43,14 +44,23 @@ from featuredb.storage.records import unpack
 
 DEFINITIONS_OLDER = "definitions or log are damaged: what is missing of them was taken from the transaction before"
 _DEPTH_MAX = 32
+# Of these an older state helps a newer one.
+_SHARED = (NS_COMMIT, NS_DEFINITION)
+# Nothing in these entries tells whose they are but their keys.
+_TOLD_BY_KEY = (NS_ONLINE, NS_TAIL)
 _NAMESPACES = frozenset(value for name, value in vars(limits).items() if name.startswith("NS_"))
 
 
 @dataclass(slots=True)
 class Rescued:
-    """What is wrong with the pages of a file, and whether its newest transaction is, or may be, another."""
+    """What is wrong with the pages of a file.
+
+    ``is_whole``: nothing is wrong with those of the transaction that was taken. ``is_older``: the newest transaction
+    is, or may be, another.
+    """
 
     faults: list[str] = field(default_factory=list)
+    is_whole: bool = False
     is_older: bool = False
 
 
@@ -97,35 +107,32 @@ def _entries(fd: int, metas: list[MetaPage], rescued: Rescued) -> Iterator[tuple
     file_bytes, found = os.fstat(fd).st_size, 0
     held: set[bytes] = set()
     for meta in metas:
-        walk, before = _walk(fd, meta, file_bytes, rescued), found
-        for key, value in walk.entries():
-            shared = key.startswith((NS_COMMIT, NS_DEFINITION))
-            if not before or (shared and key not in held):
-                found += 1
-                if shared:
-                    held.add(key)
-                yield key, value
-        if before:
-            if found > before:
+        # Pages beyond the end were never written and are free; each stands in a list of the file.
+        pages_max = file_bytes // meta.page_bytes + file_bytes // NUMBER.size
+        walk = _Rescue(fd, replace(meta, last_page=min(meta.last_page, pages_max)), file_bytes)
+        if found:
+            older = [entry for entry in walk.entries() if entry[0].startswith(_SHARED) and entry[0] not in held]
+            if older:
                 rescued.faults.append(DEFINITIONS_OLDER)
+            yield from older
             return
-        rescued.faults += [*page_faults(fd, meta), *walk.notes]
-        if meta is not metas[0]:
+        if walk.is_new():
+            walk = _Rescue(fd, replace(meta, last_page=max(1, file_bytes // meta.page_bytes - 1)), file_bytes)
+            rescued.faults.append("all pages are of the one transaction whose meta page is damaged")
+            rescued.is_older = False
+        elif meta is not metas[0]:
             rescued.faults.append("the newer meta page leads to no entry: the older one was used")
-            rescued.is_older |= not walk.is_new()
+            rescued.is_older = True
+        for key, value in walk.entries():
+            found += 1
+            if key.startswith(_SHARED):
+                held.add(key)
+            yield key, value
+        faults = [*page_faults(fd, meta), *walk.notes]
+        rescued.faults += faults
+        rescued.is_whole = not faults and not walk.is_new()
         if found and not walk.missing:
             return
-
-
-def _walk(fd: int, meta: MetaPage, file_bytes: int, rescued: Rescued) -> _Rescue:
-    # Pages beyond the end were never written and are free; each stands in a list of the file.
-    pages_max = file_bytes // meta.page_bytes + file_bytes // NUMBER.size
-    walk = _Rescue(fd, replace(meta, last_page=min(meta.last_page, pages_max)), file_bytes)
-    if not walk.is_new():
-        return walk
-    rescued.faults.append("all pages are of the one transaction whose meta page is damaged")
-    rescued.is_older = False
-    return _Rescue(fd, replace(meta, last_page=max(1, file_bytes // meta.page_bytes - 1)), file_bytes)
 
 
 def _sound_metas(path: str, fd: int, rescued: Rescued) -> list[MetaPage]:
@@ -179,6 +186,7 @@ def _ours(path: str, entries: Iterator[tuple[bytes, bytes]], rescued: Rescued) -
         raise NotADatabaseError(f"{path}: is an LMDB file of another program, not a featuredb file; check the path")
     if unknown:
         rescued.faults.append(f"{unknown} entries are of no known kind")
+        rescued.is_whole = False
     yield NS_FORMAT, datafile.encode_format(uuid.uuid4().hex, time.time_ns() // 1000)
 
 
@@ -202,7 +210,7 @@ class _Rescue(PageWalk):
         free_known = not self._found and free.counted == free.recorded
         before = len(self._found)
         if main.root != NO_PAGE:
-            yield from self._below(main, main.root, 1)
+            yield from self._below(main, main.root, 1, None, None)
         if main.root == NO_PAGE or len(self._found) > before:
             if free_known:
                 for number in np.flatnonzero(~self._used & ~self._free).tolist():
@@ -214,7 +222,10 @@ class _Rescue(PageWalk):
         if self.missing:
             self.notes.append(f"{self.missing} of {recorded} entries cannot be found")
 
-    def _below(self, tree: Tree, number: int, depth: int) -> Iterator[tuple[bytes, bytes]]:
+    def _below(
+        self, tree: Tree, number: int, depth: int, low: Key | None, high: Key | None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The entries of a page and all below it, whose keys should be from `low` on and below `high`."""
         try:
             page, flags = self._read(number, "tree of entries")
             if flags not in (BRANCH, LEAF) or depth > _DEPTH_MAX:
@@ -225,15 +236,18 @@ class _Rescue(PageWalk):
             self._found.append(str(fault))
             return
         if flags == LEAF:
-            yield from self._leaf(tree, page, number)
+            yield from self._leaf(tree, page, number, low, high)
             return
-        for at in self._places(page):
+        children: list[tuple[Key | None, int]] = []
+        for place, at in enumerate(self._places(page)):
             try:
-                _, _, a, b, c = self._node(page, number, at)
+                start, end, a, b, c = self._node(page, number, at)
             except Fault as fault:
                 self._found.append(str(fault))
             else:
-                yield from self._below(tree, a | b << 16 | c << 32, depth + 1)
+                children.append((page[start:end] if place else low, a | b << 16 | c << 32))
+        for (start_key, child), (end_key, _) in zip(children, [*children[1:], (high, 0)], strict=True):
+            yield from self._below(tree, child, depth + 1, start_key, end_key)
 
     def _orphan(self, tree: Tree, number: int) -> Iterator[tuple[bytes, bytes]]:
         """The entries of a page that nothing leads to, if it is a leaf."""
@@ -246,7 +260,11 @@ class _Rescue(PageWalk):
             else:
                 self._used[number] = False
 
-    def _leaf(self, tree: Tree, page: bytes, number: int) -> Iterator[tuple[bytes, bytes]]:
+    def _leaf(
+        self, tree: Tree, page: bytes, number: int, low: Key | None = None, high: Key | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The entries of a page, save those whose key is doubtful and would not be noticed to be wrong."""
+        entries = list[tuple[bytes, bytes]]()
         for at in self._places(page):
             count = tree.counted["entries"]
             try:
@@ -256,8 +274,25 @@ class _Rescue(PageWalk):
                 self._found.append(str(fault))
             else:
                 if isinstance(key, bytes):
-                    yield key, value
+                    entries.append((key, value))
+        doubtful = _out_of_order([key for key, _ in entries], low, high)
+        for place, entry in enumerate(entries):
+            if place in doubtful and entry[0].startswith(_TOLD_BY_KEY):
+                tree.counted["entries"] -= 1
+            else:
+                yield entry
 
     def _big_value(self, tree: Tree, number: int, size: int) -> bytes:
         super()._big_value(tree, number, size)
         return os.pread(self._fd, size, number * self._size + PAGE.size)
+
+
+def _out_of_order(keys: list[bytes], low: Key | None, high: Key | None) -> set[int]:
+    """Places of keys that do not ascend, both of each pair, or are not from `low` on and below `high`."""
+    outside = {
+        place
+        for place, key in enumerate(keys)
+        if (isinstance(low, bytes) and key < low) or (isinstance(high, bytes) and key >= high)
+    }
+    falling = {place for place in range(1, len(keys)) if keys[place - 1] >= keys[place]}
+    return outside | falling | {place - 1 for place in falling}
