@@ -403,6 +403,13 @@ def pages(path: Path, kind: int) -> list[int]:
     return [at for at in found if struct.unpack_from("<QHH", content, at * PAGE) == (at, 0, kind)]
 
 
+def heaps(path: Path) -> dict[int, bytes]:
+    """Of each leaf, by where it is, the part with entries: what is before may be left of others."""
+    content = path.read_bytes()
+    found = {at * PAGE: struct.unpack_from("<H", content, at * PAGE + 14)[0] for at in pages(path, 2)}
+    return {at: content[at + high : at + PAGE] for at, high in found.items()}
+
+
 def test_with_damaged_branches_every_leaf_is_found(large: Path, tmp_path: Path) -> None:
     """All that is free stays gone: the leaves that are left of old transactions are not taken for those."""
     path = Path(shutil.copy(large, tmp_path / "damaged.fdb"))
@@ -454,6 +461,35 @@ def test_without_the_older_meta_page_nothing_is_missing(large: Path, tmp_path: P
     assert "older one" not in str(report)
 
 
+def test_without_the_older_meta_page_snapshots_are_kept_too(path: Path) -> None:
+    with fdb.open(path) as db:
+        db.snapshot("held")
+    before = entries(path)
+    change(path, older_meta(path) + 16, "<I", 0)
+    report, target = salvaged(path)
+    assert report.lost == ()
+    assert entries(target) == before
+
+
+def test_a_row_whose_key_became_that_of_another_is_not_believed(path: Path) -> None:
+    """Only the order of keys tells: the row was loaded online, so that history knows nothing of it."""
+    keys = {"origin": list("bd")}
+    with fdb.open(path) as db:
+        db.ingest("weather", some("b", [90]), to="online")
+        before = db.get_online_features(["weather:temp"], keys, now=T0 + 91 * HOUR).to_dict()["temp"]
+    content, key = path.read_bytes(), NS_ONLINE + table_id(path, "weather")
+    row = key + b"b\0" + entries(path)[key + b"b\0"]
+    (at,) = [at for at, heap in heaps(path).items() if row in heap and key + b"d\0" in heap]
+    place = content.index(key + b"b\0", at + struct.unpack_from("<H", content, at + 14)[0])
+    change(path, place + len(key), "<c", b"d")
+    report, target = salvaged(path)
+    assert f"page {at // PAGE}: a key is out of order" in report.damaged_pages
+    with fdb.open(target) as db:
+        after = db.get_online_features(["weather:temp"], keys, now=T0 + 91 * HOUR).to_dict()["temp"]
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+
+
 def test_where_it_cannot_be_told_which_meta_page_is_damaged_the_state_may_be_an_older_one(path: Path) -> None:
     at = older_meta(path)
     with open(path, "r+b") as stream:
@@ -502,14 +538,8 @@ def test_definitions_that_are_damaged_are_those_of_the_transaction_before(path: 
     before = rows_of(path)
     with fdb.open(path) as db:
         db.apply(fdb.FeatureTable("later", ["origin"], [fdb.Feature("n", "int32")]))
-    content = path.read_bytes()
-    # Below what its head says a page may have bytes of entries that are gone.
-    heaps = {
-        at * PAGE: content[at * PAGE :][struct.unpack_from("<H", content, at * PAGE + 14)[0] : PAGE]
-        for at in pages(path, 2)
-    }
-    (at,) = [at for at, heap in heaps.items() if NS_DEFINITION + b"tlater" in heap]
-    assert NS_DEFINITION + b"thistory" in heaps[at]
+    (at,) = [at for at, heap in heaps(path).items() if NS_DEFINITION + b"tlater" in heap]
+    assert NS_DEFINITION + b"thistory" in heaps(path)[at]
     change(path, at, "<Q", 1)
     report, target = salvaged(path)
     assert DEFINITIONS_OLDER in report.damaged_pages
