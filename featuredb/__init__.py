@@ -32,6 +32,7 @@ from featuredb.loading import MaterializeReport
 from featuredb.maintenance import CompactReport
 from featuredb.online.reader import OnlineReader
 from featuredb.online.response import OnlineArrays, OnlineResponse, Status
+from featuredb.recovery import SalvageReport, salvage
 from featuredb.schema import Alias, Entity, Feature, FeatureService, FeatureTable
 from featuredb.sources import FileSource
 from featuredb.storage.log import Commit
@@ -72,7 +73,9 @@ __all__ = [
     "Problem",
     "ReadOnlyError",
     "RejectedRow",
+    "SalvageReport",
     "Snapshot",
     "Status",
     "open",
+    "salvage",
 ]

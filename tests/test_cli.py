@@ -365,6 +365,19 @@ def test_backup_makes_a_copy_and_replaces_nothing(loaded: str, tmp_path: Path) -
     assert str(tmp_path / "second.fdb") in text("backup", loaded, tmp_path / "second.fdb", "--check")
 
 
+def test_salvage_tells_what_is_there_and_what_is_lost(loaded: str, tmp_path: Path) -> None:
+    assert text("salvage", loaded, tmp_path / "whole.fdb").count("\n") == 1
+    content = bytearray(Path(loaded).read_bytes())
+    newest = max((0, 4096), key=lambda at: int.from_bytes(content[at + 144 : at + 152], "little"))
+    content[newest + 16] ^= 1
+    Path(loaded).write_bytes(content)
+    shown = text("salvage", loaded, tmp_path / "rest.fdb")
+    assert "  - damaged: the newer of the meta pages is damaged" in shown
+    assert "  - older: what a later commit added is missing, and what it removed is there again" in shown
+    assert "exists already" in failure("salvage", loaded, tmp_path / "rest.fdb")
+    assert data("salvage", loaded, tmp_path / "other.fdb")["content"]["ok"] is True
+
+
 @pytest.mark.usefixtures("a_segment_each")
 def test_compact_merges_segments_and_drops_replaced_rows(loaded: str) -> None:
     with fdb.open(loaded) as db:
@@ -519,7 +532,7 @@ def test_every_command_has_help_and_all_that_print_data_take_json() -> None:
         assert "--json" in text(name, "--help"), name
         assert command.help
     expected = {"info", "tables", "ingest", "join", "get", "log", "verify", "backup", "compact", "demo", "warmup"}
-    expected |= {"rejected", "snapshot", "snapshots", "drop-snapshot", "forget"}
+    expected |= {"rejected", "snapshot", "snapshots", "drop-snapshot", "forget", "salvage"}
     assert set(main.commands) == expected
     assert fdb.__version__ in text("--version")
 

@@ -38,6 +38,7 @@ LEVELS = {
     "verify": 8,
     "database": 8,
     "warmup": 9,
+    "recovery": 9,
     "__init__": 10,
     "cli": 11,
     "__main__": 12,

@@ -29,6 +29,7 @@ NEEDED = {
     "bit flips, random bytes": {"detected", "harmless"},
     "fuzzed files": {"damaged", "refused", "sound"},
     "fuzzed decoders": {"decoded", "refused"},
+    "salvage": {"whole", "part"},
 }
 
 
@@ -37,7 +38,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     """What a short run of all profiles found, by the name of each."""
     results = tmp_path_factory.mktemp("survival") / "results.json"
     profiles = ["powerloss", "relaxed", "kill", "iofaults", "space", "lying", "truncation", "bitflips"]
-    profiles += ["fuzz", "decoders"]
+    profiles += ["fuzz", "decoders", "salvage"]
     command = [sys.executable, "-m", "tests.survival", *profiles, "--results", str(results)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert results.exists(), done.stderr

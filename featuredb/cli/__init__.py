@@ -14,7 +14,7 @@ import click
 
 from featuredb import __version__
 from featuredb.cli.demo_run import demo, warmup
-from featuredb.cli.file import backup, compact, info, log, tables, verify
+from featuredb.cli.file import backup, compact, info, log, salvage, tables, verify
 from featuredb.cli.forget import forget
 from featuredb.cli.load import ingest, rejected
 from featuredb.cli.output import in_cli_words
@@ -60,7 +60,7 @@ def main() -> None:
 
 _COMMANDS = (
     *(demo, info, tables, ingest, rejected, join, get, log),
-    *(snapshot, snapshots, drop_snapshot, forget, verify, backup, compact, warmup),
+    *(snapshot, snapshots, drop_snapshot, forget, verify, backup, salvage, compact, warmup),
 )
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -21,6 +21,7 @@ from featuredb.cli.output import (
     print_table,
     size,
 )
+from featuredb.recovery import OLDER
 from featuredb.schema import FeatureTable
 from featuredb.sources import FileSource
 
@@ -204,6 +205,28 @@ def backup(file: str, dest: str, check: bool, as_json: bool) -> None:
         print_json({"path": dest, "bytes": nbytes})
     else:
         click.echo(f"{dest}: {size(nbytes)}")
+
+
+@click.command()
+@click.argument("src", metavar="SRC", type=click.Path())
+@click.argument("dest", metavar="DST", type=click.Path())
+@json_option
+def salvage(src: str, dest: str, as_json: bool) -> None:
+    """Copy what is undamaged of the damaged file SRC into the new file DST, and say what is lost."""
+    report = fdb.salvage(src, dest)
+    if as_json:
+        print_json(report)
+        return
+    content = report.content
+    rows, keys = count(content.rows, "row"), count(content.online_keys, "online key")
+    tables = count(content.tables, "feature table")
+    click.echo(f"{dest}: {tables}, {rows}, {keys}, as after commit {report.commit_id}")
+    if report.is_older:
+        click.echo(f"  - older: {OLDER}")
+    for fault in report.damaged_pages:
+        click.echo(f"  - damaged: {fault}")
+    for finding in report.lost:
+        click.echo(f"  - lost: {finding}")
 
 
 @click.command()

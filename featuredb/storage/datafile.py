@@ -28,8 +28,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _MAGIC = 0xBEEFC0DE
 _DATA_VERSION = 1
 _META_BYTES = 152
-_TRANSACTION_AT = 144
-_PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 256, 1 << 15
+TRANSACTION_AT = 144
+PAGE_BYTES_MIN, PAGE_BYTES_MAX = 256, 1 << 15
 _LAST_PAGE_MAX = 1 << 47  # no file is longer
 _PAGE_HEADER_BYTES = 16
 _BRANCH, _LEAF, _META_PAGE = 0x01, 0x02, 0x08
@@ -76,7 +76,7 @@ def check(path: str, verify: Callable[[str], list[str]]) -> bytes:
     NotADatabaseError, FormatVersionError, CorruptionError
         It is another program's file, a newer featuredb's, or damaged.
     """
-    _check_regular(path)
+    check_regular(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -207,13 +207,14 @@ def take_after(fd: int, path: str, transaction: int) -> None:
     assert behind >= 0
     assert behind % 2 == 0
     for page in range(2):
-        at = page * newest.page_bytes + _TRANSACTION_AT
+        at = page * newest.page_bytes + TRANSACTION_AT
         (number,) = struct.unpack("<Q", os.pread(fd, 8, at))
         os.pwrite(fd, struct.pack("<Q", number + behind), at)
     os.fsync(fd)
 
 
-def _check_regular(path: str) -> None:
+def check_regular(path: str) -> None:
+    """Raise unless there is a file at `path`, with something in it."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -241,7 +242,7 @@ def _check_content(path: str, fd: int, verify: Callable[[str], list[str]]) -> by
             _check_truncated(path, file_bytes, meta, verify)
     if record is None:
         raise _foreign(path, "is an LMDB file of another program, not a featuredb file")
-    _check_format(path, record)
+    check_format(path, record)
     return record
 
 
@@ -261,20 +262,21 @@ def _read_meta(path: str, fd: int) -> Meta:
     (version,) = struct.unpack_from("<I", head, 20)
     if version != _DATA_VERSION:
         raise _foreign(path, f"is not a featuredb file: its LMDB data version is {version}, not 1")
-    first = _parse_meta(head)
-    second = _parse_meta(os.pread(fd, _META_BYTES, first.page_bytes)) if first is not None else None
+    first = parse_meta(head)
+    second = parse_meta(os.pread(fd, _META_BYTES, first.page_bytes)) if first is not None else None
     if first is None or second is None or first.page_bytes != second.page_bytes:
         raise CorruptionError(f"{path}: its meta pages are truncated or damaged; restore it from a backup")
     return first if first.transaction >= second.transaction else second
 
 
-def _parse_meta(page: bytes) -> Meta | None:
+def parse_meta(page: bytes) -> Meta | None:
+    """What a meta page says, None if it is damaged."""
     if len(page) < _META_BYTES or not struct.unpack_from("<H", page, 10)[0] & _META_PAGE:
         return None
     magic, version = struct.unpack_from("<II", page, 16)
     (page_bytes,) = struct.unpack_from("<I", page, 40)
     root, last_page, transaction = struct.unpack_from("<QQQ", page, 128)
-    sane = page_bytes & (page_bytes - 1) == 0 and _PAGE_BYTES_MIN <= page_bytes <= _PAGE_BYTES_MAX
+    sane = page_bytes & (page_bytes - 1) == 0 and PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX
     if (magic, version) != (_MAGIC, _DATA_VERSION) or not sane or not 1 <= last_page < _LAST_PAGE_MAX:
         return None
     return Meta(page_bytes, last_page, root, transaction)
@@ -307,7 +309,8 @@ def _format_record(fd: int, meta: Meta) -> bytes | None:
     return None
 
 
-def _check_format(path: str, record: bytes) -> None:
+def check_format(path: str, record: bytes) -> None:
+    """Raise unless a format record is that of a file which this library reads."""
     try:
         found = unpack(record, f"{path}: its format record")
         magic, version = found["magic"], found["version"]

@@ -7,6 +7,8 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import lmdb
@@ -30,9 +32,11 @@ __all__ = [
     "open_files",
     "reader_table",
     "translated",
+    "write_entries",
 ]
 
 NEW_MAP_BYTES = 1 << 20
+_BATCH_BYTES = 1 << 26
 _CORRUPT = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
 
 
@@ -41,6 +45,26 @@ def new_engine(path: str, map_bytes: int) -> Any:
     return lmdb.open(
         path, subdir=False, lib_version=0, lock=False, sync=False, map_size=map_bytes, max_dbs=0, mode=0o666
     )
+
+
+def write_entries(path: str, entries: Iterable[tuple[bytes, bytes]], map_bytes: int) -> None:
+    """Write entries, in any order, to a new file; of those of one key the first counts."""
+    engine = new_engine(path, map_bytes)
+    try:
+        rest = iter(entries)
+        for first in rest:
+            nbytes = 0
+            with engine.begin(write=True) as txn:
+                for key, value in chain((first,), rest):
+                    txn.put(key, value, overwrite=False)
+                    nbytes += len(value)
+                    if nbytes >= _BATCH_BYTES:
+                        break
+        engine.sync(True)
+    except EngineError as error:
+        raise datafile.file_error(path, error, "written") from error
+    finally:
+        engine.close()
 
 
 def create_file(path: str) -> None:

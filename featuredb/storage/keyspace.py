@@ -53,7 +53,8 @@ def _pack_block(keys: Heap) -> bytes:
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 
-def _unpack_block(raw: memoryview, what: str) -> Heap:
+def unpack_block(raw: memoryview, what: str) -> Heap:
+    """The keys of a block, empty where one was forgotten."""
     if len(raw) < 12 or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "little"):
         raise CorruptionError(f"{what} is damaged: its checksum does not match; restore the file from a backup")
     count = int.from_bytes(raw[4:8], "little")
@@ -144,7 +145,7 @@ class KeySpace:
             part = keys.part(done, done + step)
             stored = txn.get(key) if used else None
             if stored is not None:
-                part = Heap.concat([_unpack_block(stored, self._block_name(block)), Heap.of(part.tolist())])
+                part = Heap.concat([unpack_block(stored, self._block_name(block)), Heap.of(part.tolist())])
             txn.put(key, _pack_block(part))
             done += step
         return codes
@@ -157,7 +158,7 @@ class KeySpace:
             stored = txn.get(at)
             if stored is None:
                 raise CorruptionError(f"{self._block_name(block)} is missing; restore the file from a backup")
-            keys = _unpack_block(stored, self._block_name(block)).tolist()
+            keys = unpack_block(stored, self._block_name(block)).tolist()
             for place in (part % KEYS_PER_BLOCK).tolist():
                 txn.delete(self._key_prefix + keys[place])
                 keys[place] = b""
@@ -174,7 +175,7 @@ class KeySpace:
                 raise CorruptionError(f"{self._block_name(expected)} is missing; restore the file from a backup")
             if not full:
                 raise CorruptionError(f"{self._block_name(block - 1)} is not full; restore the file from a backup")
-            keys = _unpack_block(value, self._block_name(block))
+            keys = unpack_block(value, self._block_name(block))
             full = len(keys) == KEYS_PER_BLOCK
             yield keys
             expected += 1

@@ -12,6 +12,8 @@ from featuredb.limits import ABSENT_US, NS_COMMIT, TIMESTAMP_MAX_US, TIMESTAMP_M
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.records import decode, pack, text, whole
 
+# What `salvage` puts in the place of a commit whose record is damaged: it may have been any.
+LOST = "lost"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

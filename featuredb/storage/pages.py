@@ -21,26 +21,26 @@ import numpy as np
 
 from featuredb.errors import CorruptionError
 
-_META_BYTES = 152
-_META_PAGES = 2
+META_BYTES = 152
+META_PAGES = 2
 _TREES_AT = 40
-_BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
+BRANCH, LEAF, OVERFLOW = 0x01, 0x02, 0x04
 _BIG_VALUE = 0x01
-_NO_PAGE = (1 << 64) - 1
+NO_PAGE = (1 << 64) - 1
 _KEY_BYTES_MAX = 511
 _FAULTS_MAX = 20
 
 _TREE = struct.Struct("<IHHQQQQQ")
-_PAGE = struct.Struct("<QHHHH")
-_NODE = struct.Struct("<HHHH")
-_NUMBER = struct.Struct("<Q")
+PAGE = struct.Struct("<QHHHH")
+NODE = struct.Struct("<HHHH")
+NUMBER = struct.Struct("<Q")
 
 
 Key = bytes | int
 
 
 @dataclass
-class _Tree:
+class Tree:
     """What the meta page says of a tree, and what a walk counts."""
 
     name: str
@@ -64,16 +64,16 @@ class MetaPage:
     def live_pages(self) -> int:
         """Pages in use, but for those that list free ones."""
         _, _, _, branch, leaf, overflow, _, _ = _TREE.unpack_from(self.record, _TREES_AT + _TREE.size)
-        return int(_META_PAGES + branch + leaf + overflow)
+        return int(META_PAGES + branch + leaf + overflow)
 
 
 def meta_pages(fd: int) -> list[MetaPage]:
     """Both, the newest first, of a file whose meta pages `datafile.check` has found in order."""
     found = []
-    page_bytes = _TREE.unpack_from(os.pread(fd, _META_BYTES, 0), _TREES_AT)[0]
-    for page in range(_META_PAGES):
-        record = os.pread(fd, _META_BYTES, page * page_bytes)
-        last_page, transaction = struct.unpack_from("<QQ", record, _META_BYTES - 16)
+    page_bytes = _TREE.unpack_from(os.pread(fd, META_BYTES, 0), _TREES_AT)[0]
+    for page in range(META_PAGES):
+        record = os.pread(fd, META_BYTES, page * page_bytes)
+        last_page, transaction = struct.unpack_from("<QQ", record, META_BYTES - 16)
         found.append(MetaPage(transaction, last_page, page_bytes, record))
     return sorted(found, key=lambda meta: -meta.transaction)
 
@@ -91,9 +91,9 @@ def page_faults(fd: int, meta: MetaPage) -> list[str]:
     """What is wrong with the pages of a transaction, which a reader must hold if others write; the first 20."""
     file_bytes = os.fstat(fd).st_size
     # Pages that were never written are free, and each stands in a list of the file.
-    if meta.last_page >= file_bytes // meta.page_bytes + file_bytes // _NUMBER.size:
+    if meta.last_page >= file_bytes // meta.page_bytes + file_bytes // NUMBER.size:
         return [f"the file should have {meta.last_page + 1} pages, and has {file_bytes} bytes"]
-    return _Walk(fd, meta, file_bytes).faults()
+    return PageWalk(fd, meta, file_bytes).faults()
 
 
 def freed_pages(fd: int, meta: MetaPage) -> dict[int, int]:
@@ -104,14 +104,14 @@ def freed_pages(fd: int, meta: MetaPage) -> dict[int, int]:
     CorruptionError
         The lists of free pages are damaged.
     """
-    return _Walk(fd, meta, os.fstat(fd).st_size).freed()
+    return PageWalk(fd, meta, os.fstat(fd).st_size).freed()
 
 
-class _Fault(Exception):
+class Fault(Exception):
     """What is wrong with one page or node; what it leads to is not visited."""
 
 
-class _Walk:
+class PageWalk:
     def __init__(self, fd: int, meta: MetaPage, file_bytes: int) -> None:
         self._fd, self._meta, self._size = fd, meta, meta.page_bytes
         self._pages = min(file_bytes // self._size, meta.last_page + 1)
@@ -122,7 +122,7 @@ class _Walk:
 
     def freed(self) -> dict[int, int]:
         tree = self._tree(0, "free pages")
-        if tree.root != _NO_PAGE:
+        if tree.root != NO_PAGE:
             self._visit(tree, tree.root, 1, None, None)
         if self._found:
             raise CorruptionError(f"the list of free pages is damaged: {self._found[0]}; restore a backup")
@@ -131,7 +131,7 @@ class _Walk:
     def faults(self) -> list[str]:
         free, main = (self._tree(place, name) for place, name in enumerate(("free pages", "entries")))
         for tree in (free, main):
-            if tree.root != _NO_PAGE:
+            if tree.root != NO_PAGE:
                 self._visit(tree, tree.root, 1, None, None)
             if not self._found and tree.counted != tree.recorded:
                 self._found.append(f"the tree of {tree.name} has {tree.counted}, and should have {tree.recorded}")
@@ -139,30 +139,31 @@ class _Walk:
             self._check_cover()
         return self._found[:_FAULTS_MAX]
 
-    def _tree(self, place: int, name: str) -> _Tree:
+    def _tree(self, place: int, name: str) -> Tree:
         fields = _TREE.unpack_from(self._meta.record, _TREES_AT + place * _TREE.size)
         _, _, depth, branch, leaf, overflow, entries, root = fields
         recorded = {"branch pages": branch, "leaf pages": leaf, "overflow pages": overflow, "entries": entries}
-        return _Tree(name, depth, root, recorded, dict.fromkeys(recorded, 0))
+        return Tree(name, depth, root, recorded, dict.fromkeys(recorded, 0))
 
-    def _visit(self, tree: _Tree, number: int, depth: int, low: Key | None, high: Key | None) -> None:
+    def _visit(self, tree: Tree, number: int, depth: int, low: Key | None, high: Key | None) -> None:
         """Check a page and all below it, whose keys are from `low` on and below `high`."""
         if len(self._found) >= _FAULTS_MAX:
             return
         try:
             page, flags = self._read(number, f"tree of {tree.name}")
-            if depth > tree.depth or flags != (_LEAF if depth == tree.depth else _BRANCH):
-                raise _Fault(f"page {number}, at level {depth} of {tree.depth}, is of kind {flags:#x}")
-            if flags == _LEAF:
+            if depth > tree.depth or flags != (LEAF if depth == tree.depth else BRANCH):
+                raise Fault(f"page {number}, at level {depth} of {tree.depth}, is of kind {flags:#x}")
+            if flags == LEAF:
                 tree.counted["leaf pages"] += 1
-                for key, value in self._entries(tree, page, number):
+                for at in self._places(page):
+                    key, value = self._entry(tree, page, number, at)
                     self._check_order(tree, key, number, low, high)
                     if tree.name == "free pages":
                         self._list_free(key, value)
                 return
             tree.counted["branch pages"] += 1
             children = list(self._children(tree, page, number, low))
-        except _Fault as fault:
+        except Fault as fault:
             self._found.append(str(fault))
             return
         for (start, child), (end, _) in zip(children, [*children[1:], (high, 0)], strict=True):
@@ -172,96 +173,101 @@ class _Walk:
 
     def _read(self, number: int, where: str, pages: int = 1) -> tuple[bytes, int]:
         """The first page of `pages`, which are then in use, and its flags."""
-        if not _META_PAGES <= number <= self._meta.last_page:
-            raise _Fault(f"{where}: page {number} is none of the {self._meta.last_page + 1} of the file")
+        if not META_PAGES <= number <= self._meta.last_page:
+            raise Fault(f"{where}: page {number} is none of the {self._meta.last_page + 1} of the file")
         if number + pages > self._pages:
-            raise _Fault(f"{where}: page {number + pages - 1} is beyond the end of the file")
+            raise Fault(f"{where}: page {number + pages - 1} is beyond the end of the file")
         if self._used[number : number + pages].any():
-            raise _Fault(f"{where}: page {number} is in use twice")
-        self._used[number : number + pages] = True
+            raise Fault(f"{where}: page {number} is in use twice")
         page = os.pread(self._fd, self._size, number * self._size)
-        own, _, flags, low, high = _PAGE.unpack_from(page) if len(page) == self._size else (-1, 0, 0, 0, 0)
+        own, _, flags, low, high = PAGE.unpack_from(page) if len(page) == self._size else (-1, 0, 0, 0, 0)
         if own != number:
-            raise _Fault(f"{where}: page {number} says that it is page {own}")
-        if pages > 1 or flags == _OVERFLOW:
-            if flags != _OVERFLOW or low | high << 16 != pages:
-                raise _Fault(f"{where}: page {number} does not begin a value of {pages} pages")
-        elif not (_PAGE.size < low <= high <= self._size and low % 2 == 0):
-            raise _Fault(f"{where}: page {number} has its nodes between {low} and {high}")
+            raise Fault(f"{where}: page {number} says that it is page {own}")
+        if pages > 1 or flags == OVERFLOW:
+            if flags != OVERFLOW or low | high << 16 != pages:
+                raise Fault(f"{where}: page {number} does not begin a value of {pages} pages")
+        elif not (PAGE.size < low <= high <= self._size and low % 2 == 0):
+            raise Fault(f"{where}: page {number} has its nodes between {low} and {high}")
+        self._used[number : number + pages] = True
         return page, flags
 
-    def _nodes(self, page: bytes, number: int) -> Iterator[tuple[int, int, int, int, int]]:
-        """Of each node where its key begins and ends, and the three numbers of its head."""
-        low, high = struct.unpack_from("<HH", page, 12)
-        for at in struct.unpack_from(f"<{(low - _PAGE.size) // 2}H", page, _PAGE.size):
-            if not high <= at <= self._size - _NODE.size:
-                raise _Fault(f"page {number}: a node at {at} is outside it")
-            a, b, c, key_bytes = _NODE.unpack_from(page, at)
-            start = at + _NODE.size
-            if start + key_bytes > self._size:
-                raise _Fault(f"page {number}: the key at {at} is cut off")
-            yield start, start + key_bytes, a, b, c
+    def _places(self, page: bytes) -> tuple[int, ...]:
+        """Where in a page its nodes begin, in the order of their keys."""
+        (low,) = struct.unpack_from("<H", page, 12)
+        return struct.unpack_from(f"<{(low - PAGE.size) // 2}H", page, PAGE.size)
 
-    def _children(self, tree: _Tree, page: bytes, number: int, low: Key | None) -> Iterator[tuple[Key | None, int]]:
+    def _node(self, page: bytes, number: int, at: int) -> tuple[int, int, int, int, int]:
+        """Where the key of a node begins and ends, and the three numbers of its head."""
+        (high,) = struct.unpack_from("<H", page, 14)
+        if not high <= at <= self._size - NODE.size:
+            raise Fault(f"page {number}: a node at {at} is outside it")
+        a, b, c, key_bytes = NODE.unpack_from(page, at)
+        start = at + NODE.size
+        if start + key_bytes > self._size:
+            raise Fault(f"page {number}: the key at {at} is cut off")
+        return start, start + key_bytes, a, b, c
+
+    def _children(self, tree: Tree, page: bytes, number: int, low: Key | None) -> Iterator[tuple[Key | None, int]]:
         """The least key of each child, and its page; the first one's key is not stored."""
-        for place, (start, end, a, b, c) in enumerate(self._nodes(page, number)):
+        for place, at in enumerate(self._places(page)):
+            start, end, a, b, c = self._node(page, number, at)
             key = low if place == 0 else self._key(tree, page[start:end], number)
             yield key, a | b << 16 | c << 32
 
-    def _entries(self, tree: _Tree, page: bytes, number: int) -> Iterator[tuple[Key, bytes]]:
-        """Each key, and of free pages the value."""
-        for start, end, a, b, flags in self._nodes(page, number):
-            size = a | b << 16
-            tree.counted["entries"] += 1
-            if flags == _BIG_VALUE and end + _NUMBER.size <= self._size:
-                value = self._big_value(tree, _NUMBER.unpack_from(page, end)[0], size)
-            elif flags == 0 and end + size <= self._size:
-                value = page[end : end + size]
-            else:
-                raise _Fault(f"page {number}: the value at {end}, of {size} bytes and kind {flags}, is not inside it")
-            yield self._key(tree, page[start:end], number), value
+    def _entry(self, tree: Tree, page: bytes, number: int, at: int) -> tuple[Key, bytes]:
+        """The key of a node, and its value if that is in the page or one of free pages."""
+        start, end, a, b, flags = self._node(page, number, at)
+        size = a | b << 16
+        tree.counted["entries"] += 1
+        if flags == _BIG_VALUE and end + NUMBER.size <= self._size:
+            value = self._big_value(tree, NUMBER.unpack_from(page, end)[0], size)
+        elif flags == 0 and end + size <= self._size:
+            value = page[end : end + size]
+        else:
+            raise Fault(f"page {number}: the value at {end}, of {size} bytes and kind {flags}, is not inside it")
+        return self._key(tree, page[start:end], number), value
 
-    def _big_value(self, tree: _Tree, number: int, size: int) -> bytes:
-        pages = (_PAGE.size + size - 1) // self._size + 1
+    def _big_value(self, tree: Tree, number: int, size: int) -> bytes:
+        pages = (PAGE.size + size - 1) // self._size + 1
         _, flags = self._read(number, f"a value of the tree of {tree.name}", pages)
-        if flags != _OVERFLOW:
-            raise _Fault(f"page {number} does not begin a value")
+        if flags != OVERFLOW:
+            raise Fault(f"page {number} does not begin a value")
         tree.counted["overflow pages"] += pages
-        return os.pread(self._fd, size, number * self._size + _PAGE.size) if tree.name == "free pages" else b""
+        return os.pread(self._fd, size, number * self._size + PAGE.size) if tree.name == "free pages" else b""
 
-    def _key(self, tree: _Tree, key: bytes, number: int) -> Key:
+    def _key(self, tree: Tree, key: bytes, number: int) -> Key:
         if tree.name == "free pages":
-            if len(key) != _NUMBER.size:
-                raise _Fault(f"page {number}: a transaction's number has {len(key)} bytes")
-            return int(_NUMBER.unpack(key)[0])
+            if len(key) != NUMBER.size:
+                raise Fault(f"page {number}: a transaction's number has {len(key)} bytes")
+            return int(NUMBER.unpack(key)[0])
         if not 0 < len(key) <= _KEY_BYTES_MAX:
-            raise _Fault(f"page {number}: a key has {len(key)} bytes")
+            raise Fault(f"page {number}: a key has {len(key)} bytes")
         return key
 
     # --- over pages ---------------------------------------------------------------------------
 
-    def _check_order(self, tree: _Tree, key: Key, number: int, low: Key | None, high: Key | None) -> None:
+    def _check_order(self, tree: Tree, key: Key, number: int, low: Key | None, high: Key | None) -> None:
         # Keys of one tree are of one type.
         after = tree.last is None or tree.last < key  # type: ignore[operator]
         if not after or (low is not None and key < low) or (high is not None and key >= high):  # type: ignore[operator]
-            raise _Fault(f"page {number}: a key is out of order")
+            raise Fault(f"page {number}: a key is out of order")
         tree.last = key
 
     def _list_free(self, transaction: Key, value: bytes) -> None:
         numbers = np.frombuffer(value, dtype="<u8") if len(value) % 8 == 0 else np.zeros(0, dtype="<u8")
         if not len(numbers) or numbers[0] != len(numbers) - 1:
-            raise _Fault(f"the free pages of transaction {transaction!r} are not a list")
+            raise Fault(f"the free pages of transaction {transaction!r} are not a list")
         numbers = numbers[1:]
-        if len(numbers) and (numbers[-1] < _META_PAGES or numbers[0] > self._meta.last_page):
-            raise _Fault(f"a free page of transaction {transaction!r} is none of the file")
+        if len(numbers) and (numbers[-1] < META_PAGES or numbers[0] > self._meta.last_page):
+            raise Fault(f"a free page of transaction {transaction!r} is none of the file")
         if np.any(numbers[1:] >= numbers[:-1]) or self._free[numbers].any():
-            raise _Fault(f"a free page of transaction {transaction!r} is listed twice, or out of order")
+            raise Fault(f"a free page of transaction {transaction!r} is listed twice, or out of order")
         self._free[numbers] = True
         self._freed[int(transaction)] = len(numbers)
 
     def _check_cover(self) -> None:
-        used, free = self._used[_META_PAGES:], self._free[_META_PAGES:]
+        used, free = self._used[META_PAGES:], self._free[META_PAGES:]
         for wrong, what in ((used & free, "in use and free at once"), (~used & ~free, "neither in use nor free")):
             if wrong.any():
-                first = int(np.argmax(wrong)) + _META_PAGES
+                first = int(np.argmax(wrong)) + META_PAGES
                 self._found.append(f"{np.count_nonzero(wrong)} pages are {what}, the first is page {first}")

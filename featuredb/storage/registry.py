@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, TypeVar
+from itertools import starmap
+from typing import Any
 
 from featuredb.errors import DefinitionError, NotFoundError
 from featuredb.limits import (
@@ -23,8 +24,6 @@ from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.moving import STATE_KEY
 from featuredb.storage.records import decode, pack, text, whole
 from featuredb.storage.references import TableUse, resolve
-
-D = TypeVar("D")
 
 # Numbers of tables, key spaces and features are keys of four bytes.
 _NUMBER_MAX = 0xFFFF_FFFF
@@ -177,6 +176,28 @@ def registry_state(txn: ReadTxn) -> bytes:
     return b"" if raw is None else bytes(raw)
 
 
+def _service_of(name: str, record: Mapping[str, Any]) -> FeatureService:
+    # Services stored before there were aliases have none.
+    aliases = {alias: Alias(table, keys) for alias, (table, keys) in record.get("aliases", {}).items()}
+    return FeatureService(name, record["features"], record["labels"], record["description"], aliases)
+
+
+_KINDS: dict[bytes, tuple[str, Callable[[str, Any], Any]]] = {
+    _ENTITY: ("entity", lambda name, record: Entity(name, **record)),
+    _TABLE: ("feature table", _table_of),
+    _SERVICE: ("feature service", _service_of),
+    _SPACE: ("key space", lambda _, number: whole(number, 0, _NUMBER_MAX)),
+}
+
+
+def definition_of(key: bytes | memoryview, raw: bytes | memoryview) -> tuple[str, Any]:
+    """The name in the key of a definition, and what its record stands for: of a key space the number."""
+    head, raw_name = bytes(key[:2]), bytes(key[2:])
+    kind, make = _KINDS[head]
+    name = raw_name.decode(errors="backslashreplace")
+    return name, decode(raw, f"the definition of {kind} {name!r}", lambda record: make(raw_name.decode(), record))
+
+
 def read_registry(txn: ReadTxn) -> Registry:
     """Every definition of the file."""
     raw = txn.get(STATE_KEY)
@@ -185,24 +206,11 @@ def read_registry(txn: ReadTxn) -> Registry:
     # What may follow says that the file is about to be replaced, see `storage.moving`.
     version, next_id = decode(raw, "the registry's state", lambda record: (whole(record[0]), whole(record[1])))
 
-    def records(prefix: bytes, kind: str, make: Callable[[str, Any], D]) -> dict[str, D]:
-        found = {}
-        for key, value in txn.scan(prefix):
-            raw_name = bytes(key[len(prefix) :])
-            name = raw_name.decode(errors="backslashreplace")
-            what = f"the definition of {kind} {name!r}"
-            found[name] = decode(value, what, lambda record: make(raw_name.decode(), record))  # noqa: B023
-        return found
+    def found(prefix: bytes) -> dict[str, Any]:
+        return dict(starmap(definition_of, txn.scan(prefix)))
 
-    spaces = records(_SPACE, "key space", lambda _, number: whole(number, 0, _NUMBER_MAX))
-    return Registry(
-        version,
-        next_id,
-        records(_ENTITY, "entity", lambda name, record: Entity(name, **record)),
-        records(_TABLE, "feature table", _table_of),
-        records(_SERVICE, "feature service", _service_of),
-        {tuple(name.split("/")): number for name, number in spaces.items()},
-    )
+    spaces = {tuple(name.split("/")): number for name, number in found(_SPACE).items()}
+    return Registry(version, next_id, found(_ENTITY), found(_TABLE), found(_SERVICE), spaces)
 
 
 def write_registry(txn: WriteTxn, old: Registry, new: Registry) -> None:
@@ -234,12 +242,6 @@ def _service_record(service: FeatureService) -> dict[str, Any]:
         "description": service.description,
         "aliases": {name: [alias.table, dict(alias.keys)] for name, alias in service.aliases.items()},
     }
-
-
-def _service_of(name: str, record: Mapping[str, Any]) -> FeatureService:
-    # Services stored before there were aliases have none.
-    aliases = {alias: Alias(table, keys) for alias, (table, keys) in record.get("aliases", {}).items()}
-    return FeatureService(name, record["features"], record["labels"], record["description"], aliases)
 
 
 # --- changes ----------------------------------------------------------------------------------

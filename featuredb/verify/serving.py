@@ -20,12 +20,13 @@ from featuredb.limits import VERIFY_FINDINGS_MAX
 from featuredb.online.index import BATCH_ROWS, OnlineIndex, OnlineRows
 from featuredb.storage.keys import decode_keys
 from featuredb.storage.keyspace import KeySpace
+from featuredb.storage.log import LOST
 from featuredb.storage.pending import pending_since
 from featuredb.storage.registry import StoredTable
 from featuredb.verify.report import Check
 from featuredb.verify.values import value_faults
 
-_OFFLINE, _ONLINE = "ingest offline", "ingest online"
+_OFFLINE, _ONLINE = ("ingest offline",), ("ingest online", LOST)
 
 
 @dataclass
@@ -69,7 +70,7 @@ def check_online(check: Check, table: StoredTable, *, sound: bool) -> None:
         check.online_keys += sum(1 for _ in check.txn.scan(index.prefix))
         return
     comparer = _Comparer(check, table) if sound and table.space_id in check.key_counts else None
-    for keys, rows, damaged in _batches(check, table, index):
+    for keys, rows, damaged in batches(check, table, index):
         for name, column in rows.columns.items():
             for fault in value_faults(column):
                 check.problem(f"online: {fault}", table=table.name, column=name)
@@ -82,7 +83,7 @@ def check_online(check: Check, table: StoredTable, *, sound: bool) -> None:
         comparer.finish(space)
 
 
-def _batches(check: Check, table: StoredTable, index: OnlineIndex) -> Iterator[tuple[Heap, OnlineRows, list[bytes]]]:
+def batches(check: Check, table: StoredTable, index: OnlineIndex) -> Iterator[tuple[Heap, OnlineRows, list[bytes]]]:
     """Online rows in key order, a batch at a time, and the keys of those that are damaged."""
     entries = check.txn.scan(index.prefix)
     while batch := list(islice(entries, BATCH_ROWS)):
@@ -116,10 +117,10 @@ class _Comparer:
         self._logged = np.array(list(check.operations), dtype=np.uint64)
         self._operations = np.array(list(check.operations.values()), dtype=np.str_)
 
-    def _loaded_by(self, commits: NDArray[np.uint64], operation: str) -> NDArray[np.bool_]:
-        """Whether commits are of that operation; one whose log record is damaged may be."""
+    def _loaded_by(self, commits: NDArray[np.uint64], operations: tuple[str, ...]) -> NDArray[np.bool_]:
+        """Whether commits are of these operations; one whose log record is damaged may be."""
         logged = np.isin(commits, self._logged)
-        return ~logged | np.isin(commits, self._logged[self._operations == operation])
+        return ~logged | np.isin(commits, self._logged[np.isin(self._operations, operations)])
 
     def _tell(self, what: str, keys: Heap, apart: NDArray[np.bool_]) -> None:
         """Report `keys`, as a difference where they were loaded `apart`, else as a problem."""

@@ -28,17 +28,17 @@ _DEFINITION_KINDS = b"#eskt"
 
 def check_strays(check: Check) -> None:
     """Report entries of tables, segments and key spaces that do not exist, and keys of no known kind."""
-    for prefix in _heads(check.txn, b"", 1):
+    for prefix in heads(check.txn, b"", 1):
         if prefix not in _NAMESPACES:
             check.problem(f"entries whose keys begin with {prefix!r} are of no known kind")
     if [bytes(key) for key, _ in check.txn.scan(NS_FORMAT)] not in ([], [NS_FORMAT]):
         check.problem("there is more than one format record")
-    for prefix in _heads(check.txn, NS_DEFINITION, 1):
+    for prefix in heads(check.txn, NS_DEFINITION, 1):
         if prefix not in _DEFINITION_KINDS:
             check.problem(f"definitions of kind {prefix!r} are not known")
     spaces = set(check.registry.spaces.values())
     for namespace, what in ((NS_KEY, "an entity key"), (NS_CODE_BLOCK, "a block of entity keys")):
-        for head in _heads(check.txn, namespace, 4):
+        for head in heads(check.txn, namespace, 4):
             if int.from_bytes(head, "big") not in spaces:
                 check.problem(f"{what} belongs to no key space: number {int.from_bytes(head, 'big')}")
     tables = {table.id for table in check.registry.tables.values()}
@@ -49,7 +49,7 @@ def check_strays(check: Check) -> None:
         (NS_REJECTED, "a rejected row"),
         (NS_TAIL, "a row of a tail"),
     ):
-        for head in _heads(check.txn, namespace, 4):
+        for head in heads(check.txn, namespace, 4):
             if int.from_bytes(head, "big") not in tables:
                 check.problem(f"{what} belongs to no feature table", table=_table_name(check, head))
     _check_segments(check, tables)
@@ -88,7 +88,7 @@ def _table_name(check: Check, head: bytes) -> str:
     return next((table.name for table in check.registry.tables.values() if table.id == number), f"number {number}")
 
 
-def _heads(txn: ReadTxn, namespace: bytes, size: int) -> Iterator[bytes]:
+def heads(txn: ReadTxn, namespace: bytes, size: int) -> Iterator[bytes]:
     """The distinct first `size` bytes of the keys of a namespace (short keys padded), without a visit to each key."""
     start = b""
     while (entry := next(txn.scan(namespace, start), None)) is not None:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from . import damage, decoders, fuzz, iofaults, kill, powerloss, processes, space
+from . import damage, decoders, fuzz, iofaults, kill, powerloss, processes, salvage, space
 from .results import FILE, README, Outcome, into_readme, save, table
 from .runs import warm_up
 
@@ -31,6 +31,7 @@ PROFILES: dict[str, tuple[int, Callable[[int, int], Outcome | list[Outcome]]]] =
     "everybyte": (0, damage.every_byte),
     "fuzz": (200, fuzz.run),
     "decoders": (5000, decoders.run),
+    "salvage": (30, salvage.run),
 }
 
 
