@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 from itertools import starmap
-from typing import Any
+from typing import Any, TypeVar
 
 from featuredb.errors import DefinitionError, NotFoundError
 from featuredb.limits import (
@@ -27,6 +27,8 @@ from featuredb.storage.references import TableUse, resolve
 
 # Numbers of tables, key spaces and features are keys of four bytes.
 _NUMBER_MAX = 0xFFFF_FFFF
+D = TypeVar("D")
+
 _ENTITY, _TABLE, _SERVICE, _SPACE = (NS_DEFINITION + kind for kind in (b"e", b"t", b"s", b"k"))
 
 
