@@ -75,7 +75,8 @@ def forget_some(db: fdb.Database, case: Case, expected: dict[str, oracle.Table],
     names = data.draw(st.permutations(table.entities), label="entities")
     names = names[: data.draw(st.integers(1, len(names)))]
     pools = [st.sampled_from(POOLS[case.entities[name]]) for name in names]
-    stored = [tuple(row.key[table.entities.index(name)] for name in names) for row in expected[table.name].history]
+    rows = expected[table.name].history + expected[table.name].online
+    stored = [tuple(row.key[table.entities.index(name)] for name in names) for row in rows]
     some = st.tuples(*pools) if not stored else st.one_of(st.tuples(*pools), st.sampled_from(stored))
     keys = data.draw(st.lists(some, max_size=3), label="keys")
     only = data.draw(st.booleans(), label="only this table")

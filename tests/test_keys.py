@@ -16,6 +16,7 @@ from featuredb.offline.dictionary import _encoder
 from featuredb.offline.kernels.hashing import LANES
 from featuredb.schema import DTYPES, INTEGER_NAMES, DType
 from featuredb.storage.keys import decode_keys, encode_keys, value_encoder
+from featuredb.storage.keyspace import _pack_codes, code_of
 from featuredb.storage.segment import frozen
 
 
@@ -132,3 +133,19 @@ def test_a_key_of_the_wrong_type_is_refused(value: object, name: str, text: str)
 def test_damaged_key_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(CorruptionError):
         decode_keys(Heap.of([raw]), [DTYPES["string"]])
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 3, 1 << 14])
+@pytest.mark.parametrize("width", [0, 1, 8, 64, 65, 500])
+def test_codes_are_stored_with_the_checksum_that_their_readers_expect(
+    monkeypatch: pytest.MonkeyPatch, width: int, rows_at_a_time: int
+) -> None:
+    """Of keys of one width, of whatever batches, or (width 0) of different ones."""
+    monkeypatch.setattr("featuredb.storage.crc._ROWS_AT_A_TIME", rows_at_a_time)
+    rng = np.random.default_rng(width)
+    keys = [rng.bytes(width or 1 + place % 5) for place in range(10)]
+    codes = np.array([0, 1, 255, 256, 70_000, 2**31 - 3, 7, 8, 9, 10], dtype=np.int32)
+    for start, stop in ((0, 10), (2, 9), (4, 5)):
+        packed = _pack_codes(Heap.of(keys).part(start, stop), codes[start:stop])
+        read = [code_of(key, memoryview(raw)) for key, raw in zip(keys[start:stop], packed, strict=True)]
+        assert read == codes[start:stop].tolist()

@@ -225,12 +225,14 @@ def _matched(
 
 
 def _online_keys(txn: ReadTxn, space_id: int) -> Iterator[Heap]:
-    """The keys of a key space that have an online row, now or in a snapshot, in batches; some more than once."""
+    """The keys of a key space that have an online row, or one saved for a snapshot, in batches; some more than once.
+
+    Of some it was saved that there was none, also in a table that was not online then.
+    """
     layers = [(NS_ONLINE, read_registry(txn))]
     layers += [(saved_prefix(view.snapshot), read_registry(view)) for _, view in _views(txn)]
     for layer, registry in layers:
         for table in registry.tables.values():
-            # One that is not online may have been so since the snapshot, and is saved as having had no row then.
             if table.space_id == space_id:
                 prefix = layer + table.id.to_bytes(4, "big")
                 entries = txn.scan(prefix)

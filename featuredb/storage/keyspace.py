@@ -22,6 +22,9 @@ from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keys import sort_order, whole_keys
 from featuredb.storage.records import decode, pack, wholes
 
+# The longest keys of one width whose checksums are faster in columns.
+_COLUMNS_BYTES_MAX = 64
+
 
 def _pack_codes(keys: Heap, codes: NDArray[np.int32]) -> list[bytes]:
     """The value of each key in the tree: its code, little-endian, and the checksum of both."""
@@ -29,7 +32,7 @@ def _pack_codes(keys: Heap, codes: NDArray[np.int32]) -> list[bytes]:
     words[:, 0] = codes
     packed = words[:, :1].copy()
     width = keys.width
-    if width:
+    if 0 < width <= _COLUMNS_BYTES_MAX:
         raw = keys.data[keys.offsets[0] : keys.offsets[-1]].reshape(-1, width)
         words[:, 1] = crc32_rows(np.concatenate([raw, packed.view(np.uint8)], axis=1))
     else:
