@@ -37,7 +37,7 @@ class Step:
 
 
 def small_limits(batch_rows: int = BATCH_ROWS) -> None:
-    """Make a few rows reach what only large data does: ingests of several batches, merges beside others, drops in several parts."""
+    """Make a few rows reach what only large data does: ingests, merges and drops in several parts."""
     for module, name, value in (
         (ingest, "INGEST_BATCH_ROWS", batch_rows),
         (ingest, "INGEST_MEMORY_ROWS", batch_rows),
