@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -196,6 +198,95 @@ def test_databases_in_memory_are_separate_and_leave_nothing() -> None:
         assert two.list_entities() == []
         folder = Path(one.path).parent
     assert not folder.exists()
+
+
+READ_ONLY = """
+import os, shutil, tempfile
+from pathlib import Path
+from test_processes import KEYS, batch, check_join, rounds
+
+def read(path):
+    with fdb.open(path, read_only=True) as db:
+        assert rounds(db) == ([0], [0])
+        check_join(db)
+        assert db.online_reader(["a:round"]).get(1) == {"round": 0}
+        assert db.get_historical_features(None, ["a:round"]).to_numpy()["user"].tolist() == KEYS
+        assert db.at("before").get_online_features(["a:round"], {"user": [1]}).to_dict()["round"] == [0]
+        assert (len(db.log()), db.info()["feature_tables"]["a"]["rows"], db.verify().ok) == (4, len(KEYS), True)
+        for write in (
+            lambda: db.ingest("a", batch(1)),
+            lambda: db.ingest("a", [{"user": 1, "event_timestamp": "2014-01-01", "round": 1}]),
+            lambda: db.apply(fdb.Entity("other", "int64")),
+            lambda: db.materialize(),
+            lambda: db.snapshot("after"),
+            lambda: db.drop_snapshot("before"),
+            lambda: db.forget({"user": [1]}),
+            lambda: db.compact(),
+            lambda: db.delete_feature_table("a"),
+        ):
+            try:
+                write()
+            except fdb.ReadOnlyError as error:
+                assert "; open it with read_only=False to write" in str(error) or "open read-only; open" in str(error)
+            else:
+                raise AssertionError("written")
+        assert rounds(db) == ([0], [0])
+
+path = Path(sys.argv[1])
+# What is imported and compiled when it is used may be out of another user's reach.
+with tempfile.TemporaryDirectory() as other:
+    shutil.copyfile(path, other + "/copy.fdb")
+    read(other + "/copy.fdb")
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+read(path)
+try:
+    fdb.open(path)
+except fdb.FileError as error:
+    print(error)
+try:
+    fdb.open(path.with_name("new.fdb"))
+except fdb.FileError as error:
+    print(error)
+with fdb.open(path, read_only=True) as db:
+    try:
+        db.backup(path.with_name("backup.fdb"))
+    except fdb.FileError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("lock_file", ["missing", "there"])
+@pytest.mark.parametrize("folder_mode", [0o555, 0o755])
+def test_a_file_that_cannot_be_written_is_read_by_another_user(path: Path, lock_file: str, folder_mode: int) -> None:
+    with fdb.open(path) as db:
+        db.snapshot("before")
+    # Under pytest's own folder an unprivileged child could not reach the file.
+    folder = Path(tempfile.mkdtemp(prefix="featuredb-test-", dir="/tmp"))
+    try:
+        file = folder / path.name
+        shutil.copyfile(path, file)
+        if lock_file == "there":
+            shutil.copyfile(f"{path}-lock", f"{file}-lock")
+        for each in folder.iterdir():
+            each.chmod(0o444)
+        before = file.read_bytes()
+        folder.chmod(folder_mode)
+        with python(READ_ONLY, file) as process:
+            told = process.communicate()[0].splitlines()
+        assert process.returncode == 0
+        names = sorted(os.listdir(folder))
+        folder.chmod(0o755)
+        assert file.read_bytes() == before
+    finally:
+        shutil.rmtree(folder)
+    if folder_mode == 0o555 or os.getuid() == 0:
+        # Nor is a lock file made, or any other.
+        assert names == [path.name, f"{path.name}-lock"][: 2 if lock_file == "there" else 1]
+        assert len(told) == 3
+    assert all("permission" in line and "; " in line for line in told)
+    assert "read_only=True" in told[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -24,6 +24,7 @@ NEEDED = {
     "full disk: limit on file size": {"failed, then succeeded"},
     "full disk: small file system": set(),
     "too little address space": {"FileError, then succeeded"},
+    "processes": {"agree"},
     "lying disk": {"detected", "harmless", "one commit back"},
     "truncation": {"refused"},
     "bit flips, random bytes": {"detected", "harmless"},
@@ -37,7 +38,7 @@ NEEDED = {
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What a short run of all profiles found, by the name of each."""
     results = tmp_path_factory.mktemp("survival") / "results.json"
-    profiles = ["powerloss", "relaxed", "kill", "iofaults", "space", "lying", "truncation", "bitflips"]
+    profiles = ["powerloss", "relaxed", "kill", "iofaults", "space", "processes", "lying", "truncation", "bitflips"]
     profiles += ["fuzz", "decoders", "salvage"]
     command = [sys.executable, "-m", "tests.survival", *profiles, "--results", str(results)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -24,7 +24,7 @@ PROFILES: dict[str, tuple[int, Callable[[int, int], Outcome | list[Outcome]]]] =
     "iofaults": (40, iofaults.run),
     "space": (1, space.run),
     # Its cases are seconds.
-    "processes": (8, processes.run),
+    "processes": (6, processes.run),
     "lying": (100, damage.lying),
     "truncation": (30, damage.truncation),
     "bitflips": (100, damage.bitflips),
@@ -45,7 +45,7 @@ def main() -> None:
         choices=[*PROFILES, "table"],
         help="`table` prints the kept results, and puts them into the README",
     )
-    parser.add_argument("--count", type=int, help="cases of each profile")
+    parser.add_argument("--count", type=int, help="cases of each profile; of processes seconds")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--results", type=Path, default=FILE, help="JSON file to keep the results in")
     given = parser.parse_args()
@@ -61,7 +61,8 @@ def main() -> None:
     for profile in given.profiles:
         short, run = PROFILES[profile]
         count = short if given.count is None else given.count
-        print(f"{profile}: seed {given.seed}, {count} cases", flush=True)
+        unit = "seconds" if profile == "processes" else "cases"
+        print(f"{profile}: seed {given.seed}, {count} {unit}", flush=True)
         found = run(count, given.seed)
         records += [outcome.record() for outcome in ([found] if isinstance(found, Outcome) else found)]
         save(records, given.results)

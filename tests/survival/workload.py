@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import featuredb as fdb
-from featuredb.offline import ingest, merge
+from featuredb.offline import ingest, merge, merge_beside
 from featuredb.storage import snapshots
 
 USERS = [f"user {number}" for number in range(12)]
@@ -37,11 +37,14 @@ class Step:
 
 
 def small_limits(batch_rows: int = BATCH_ROWS) -> None:
-    """Make a few rows reach what only large data does: ingests of several batches, merges, drops in several parts."""
+    """Make a few rows reach what only large data does: ingests, merges and drops in several parts."""
     for module, name, value in (
         (ingest, "INGEST_BATCH_ROWS", batch_rows),
         (ingest, "INGEST_MEMORY_ROWS", batch_rows),
         (merge, "MERGE_FANOUT", 3),
+        (merge, "MERGE_LOCKED_ROWS_MAX", batch_rows),
+        (merge_beside, "MERGE_STAGE_BYTES", 40 * batch_rows),
+        (merge_beside, "MERGE_PAUSE_SECONDS", 0),
         (snapshots, "_BATCH_ROWS", 4),
     ):
         if not hasattr(module, name):
