@@ -220,3 +220,26 @@ def test_few_bytes_that_claim_millions_of_rows_take_no_memory(bases: dict[str, m
     assert result[0] == "damaged"
     assert result[1] < MEMORY_BASE_BYTES
     assert "keys differ in 0 bits of time" in problems(path)
+
+
+def test_what_a_snapshot_holds_is_bytes_and_under_a_key_of_a_snapshot(
+    bases: dict[str, mutants.Base], tmp_path: Path
+) -> None:
+    base = bases["snapshots"]
+
+    def edit(record: Any) -> None:
+        record[3][0][1] = 1 << 40  # as a number of bytes, more than any machine has
+
+    path = written(base, tmp_path / "number.fdb", edited(base, limits.NS_SNAPSHOT, edit))
+    assert "1099511627776 is no bytes" in problems(path)
+    assert "1099511627776 is no bytes" in read(path)
+    key = min(key for key in base.entries if key[:1] == limits.NS_SNAPSHOT)
+    path = written(base, tmp_path / "key.fdb", {key + b"\0": base.entries[key]})
+    assert f"the key {key.hex()}00 is none of a snapshot" in problems(path)
+
+
+def test_the_format_record_names_the_file(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    base = bases["scalars"]
+    path = written(base, tmp_path / "x.fdb", edited(base, limits.NS_FORMAT, lambda record: record.pop("file_id")))
+    assert "the format record has an unknown shape: KeyError('file_id'); restore" in problems(path)
+    assert "the format record has an unknown shape: KeyError('file_id'); restore" in read(path)

@@ -119,7 +119,7 @@ LIMITS = {
     "Timestamps": Limit(
         "TIMESTAMP_MAX_US", "years 1 to 9999", ingest(event_timestamp=np.array(["10000-01-01"], dtype="M8[us]")),
         fdb.InputError,
-        "column 'event_timestamp', row 0, value .*outside the years 1 to 9999",
+        "column 'event_timestamp', row 0, value .*outside the years 1 to 9999; leave the row out",
     ),
     "Reads at a time, of all processes": Limit(
         "READERS_MAX", "1,022", many_reads, fdb.BusyError, "too many concurrent reads .2.; finish some, then retry",

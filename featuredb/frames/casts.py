@@ -21,7 +21,7 @@ from featuredb.schema import DType
 Mask = NDArray[np.bool_]
 
 BELOW_MICROSECOND = "has a part below a microsecond; round it first, for example with .dt.floor('us')"
-OUTSIDE_YEARS = "is outside the years 1 to 9999"
+OUTSIDE_YEARS = "is outside the years 1 to 9999; leave the row out"
 
 # Lengths of numpy's datetime units in microseconds; months and years have none.
 _UNIT_US = {

@@ -13,7 +13,7 @@ from featuredb.columns import Column
 from featuredb.errors import CorruptionError
 from featuredb.limits import NS_FORMAT
 from featuredb.storage.env import ReadTxn
-from featuredb.storage.records import unpack
+from featuredb.storage.records import decode, text
 from featuredb.storage.snapshots import SnapshotTxn
 
 # Key of the lineage in the metadata of a Parquet file.
@@ -26,7 +26,7 @@ def file_id(txn: ReadTxn) -> str:
     raw = txn.get(NS_FORMAT)
     if raw is None:
         raise CorruptionError("the format record is missing; restore the file from a backup")
-    return str(unpack(raw, "the format record")["file_id"])
+    return decode(raw, "the format record", lambda record: text(record["file_id"]))
 
 
 def snapshot_name(txn: ReadTxn) -> str | None:

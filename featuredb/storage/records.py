@@ -67,3 +67,10 @@ def text(value: Any) -> str:
     if type(value) is not str:
         raise TypeError(f"{value!r:.40} is no text")
     return value
+
+
+def binary(value: Any) -> bytes:
+    """`value`, if it is bytes; else `TypeError`."""
+    if type(value) is not bytes:
+        raise TypeError(f"{value!r:.40} is no bytes")
+    return value

@@ -44,7 +44,7 @@ from featuredb.storage.filemap import Tree
 from featuredb.storage.log import append_commit, last_commit
 from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pin_key, pin_manifest, pinned_manifests, unpin
 from featuredb.storage.moving import settle
-from featuredb.storage.records import decode, pack, text, whole
+from featuredb.storage.records import binary, decode, pack, text, whole
 from featuredb.storage.txn import Bytes
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -95,7 +95,7 @@ def _unpacked(key: memoryview, raw: memoryview) -> tuple[Snapshot, dict[bytes, b
     def snapshot(record: Any) -> tuple[Snapshot, dict[bytes, bytes]]:
         name, commit_id, time_us, definitions = record
         whole(time_us, TIMESTAMP_MIN_US, TIMESTAMP_MAX_US)
-        held = {bytes(key): bytes(entry) for key, entry in definitions}
+        held = {binary(key): binary(entry) for key, entry in definitions}
         return Snapshot(text(name), whole(commit_id), time_us, number), held
 
     return decode(raw, f"the record of snapshot {number}", snapshot)

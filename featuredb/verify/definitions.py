@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from featuredb.schema import DTYPES
 from featuredb.storage.keys import decode_keys
 from featuredb.storage.keyspace import KeySpace, code_of
 from featuredb.storage.log import commit_of
-from featuredb.storage.records import unpack
+from featuredb.storage.records import decode, text, whole
 from featuredb.storage.registry import Registry, StoredTable, read_registry
 from featuredb.verify.report import Check
 from featuredb.verify.values import utf8_fault
@@ -28,9 +29,15 @@ def check_format(check: Check) -> None:
         check.problem("the format record is missing")
         return
     with check.guarded():
-        record = unpack(raw, "the format record")
-        if record["magic"] != FORMAT_MAGIC or not 1 <= record["version"] <= FORMAT_VERSION:
-            check.problem(f"the format record says {record['magic']!r}, version {record['version']!r}")
+
+        def facts(record: Any) -> tuple[Any, int]:
+            text(record["file_id"])
+            whole(record["created_us"])
+            return record["magic"], whole(record["version"])
+
+        magic, version = decode(raw, "the format record", facts)
+        if magic != FORMAT_MAGIC or not 1 <= version <= FORMAT_VERSION:
+            check.problem(f"the format record says {magic!r}, version {version!r}")
 
 
 def check_registry(check: Check) -> bool:

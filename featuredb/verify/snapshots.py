@@ -22,6 +22,10 @@ def check_snapshots(check: Check) -> None:
     known: set[tuple[int, int]] = set()
     # Numbers come from the keys, so that a damaged record does not make all that it holds look astray.
     numbers = {int.from_bytes(key[1:], "big") for key, _ in check.txn.scan(NS_SNAPSHOT)}
+    strange = [bytes(key).hex() for key, _ in check.txn.scan(NS_SNAPSHOT) if len(key) != _ID.stop]
+    if strange:
+        check.problem(f"the key {strange[0]} is none of a snapshot")
+        return
     for snapshot in snapshots(check.txn):
         if not 0 <= snapshot.commit_id < snapshot.id <= check.last_commit:
             check.problem(f"snapshot {snapshot.name!r} holds commit {snapshot.commit_id}, and is not in the log")

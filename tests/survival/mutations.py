@@ -142,6 +142,20 @@ FAULTS = (
         "            if False:\n",
         "lying",
     ),
+    StorageFault(
+        "pages made to deceive are not checked",
+        "featuredb/verify/__init__.py",
+        "    faults = env.page_faults()\n",
+        "    faults: list[str] = []\n",
+        "fuzz",
+    ),
+    StorageFault(
+        "a record of another shape is taken as it is",
+        "featuredb/storage/records.py",
+        "    except _UNLIKE as error:\n",
+        "    except KeyError as error:\n",
+        "decoders",
+    ),
 )
 
 
