@@ -142,6 +142,20 @@ FAULTS = (
         "            if False:\n",
         "lying",
     ),
+    StorageFault(
+        "salvage does not tell of rows that it leaves out",
+        "featuredb/recovery/segments.py",
+        "        if kept < before:\n",
+        "        if False:\n",
+        "salvage",
+    ),
+    StorageFault(
+        "salvage takes rows of damaged chunks",
+        "featuredb/recovery/segments.py",
+        "            parts.append(null_column(dtype, stop - first))\n            kept[first:stop] = False\n",
+        "            parts.append(null_column(dtype, stop - first))\n",
+        "salvage",
+    ),
 )
 
 
