@@ -1,8 +1,8 @@
 """Checks of the online values: each is whole, and is the latest row of its key's history.
 
 A key may differ from history only because the user loaded the two apart. The log tells: a row of history
-that online lacks was loaded by ``ingest offline``, an online row that history lacks by ``ingest online``. Any
-other deviation is damage.
+that online lacks was loaded by ``ingest offline``, an online row that history lacks by ``ingest online``, or perhaps
+by a commit whose record was lost before the file was salvaged. Any other deviation is damage.
 """
 
 from __future__ import annotations

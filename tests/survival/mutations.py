@@ -156,6 +156,20 @@ FAULTS = (
         "    except KeyError as error:\n",
         "decoders",
     ),
+    StorageFault(
+        "salvage does not tell of rows that it leaves out",
+        "featuredb/recovery/segments.py",
+        "        if kept < before:\n",
+        "        if False:\n",
+        "salvage",
+    ),
+    StorageFault(
+        "salvage takes rows of damaged chunks",
+        "featuredb/recovery/segments.py",
+        "            parts.append(null_column(dtype, stop - first))\n            kept[first:stop] = False\n",
+        "            parts.append(null_column(dtype, stop - first))\n",
+        "salvage",
+    ),
 )
 
 
