@@ -438,6 +438,55 @@ FAULTS = (
         "chain(space.blocks(txn), _online_keys(txn, space.id))",
         "space.blocks(txn)",
     ),
+    Fault(
+        "what a write transaction has read is not copied",
+        "test_packing.py",
+        "storage/segment.py",
+        "return values if aligned and not isinstance(self._txn, WriteTxn) else",
+        "return values if aligned else",
+    ),
+    Fault(
+        "rows replaced during a merge come back",
+        "test_merge_beside.py",
+        "offline/merge_beside.py",
+        "            if new.dead_version != old.dead_version:\n",
+        "            if False:\n",
+    ),
+    Fault(
+        "a merge goes on with what others have removed",
+        "test_merge_beside.py",
+        "offline/merge_beside.py",
+        "        if not is_staged(txn, self._table.id, self._id):\n",
+        "        if False:\n",
+    ),
+    Fault(
+        "the merged segment's number is given twice",
+        "test_merge_beside.py",
+        "offline/merge_beside.py",
+        "next_segment_id=manifest.next_segment_id + 1",
+        "next_segment_id=manifest.next_segment_id",
+    ),
+    Fault(
+        "writers remove what a living merge has staged",
+        "test_merge_beside.py",
+        "storage/manifest.py",
+        'int.from_bytes(until, "little") < now_us',
+        "True",
+    ),
+    Fault(
+        "compact keeps what merges have staged",
+        "test_merge_beside.py",
+        "maintenance.py",
+        "            discard_staged(self._env, merges=True)\n",
+        "",
+    ),
+    Fault(
+        "pages of a killed reader stay pinned",
+        "test_env.py",
+        "storage/env.py",
+        "        if pages > self._pages_seen:\n",
+        "        if False:\n",
+    ),
 )
 
 

@@ -18,7 +18,7 @@ from strategies import tiny_limits
 from xxh64 import xxh64
 
 import featuredb as fdb
-from featuredb.columns import Column, concat
+from featuredb.columns import Column, Heap, concat
 from featuredb.errors import CorruptionError
 from featuredb.schema import DTYPES
 from featuredb.storage import kernels
@@ -329,3 +329,25 @@ def test_a_signalling_nan_is_stored_as_it_is_without_a_warning(db: fdb.Database)
     db.ingest("t", {"k": [1, 2], "event_timestamp": times, "x": values})
     joined = db.get_historical_features({"k": [1, 2], "event_timestamp": times}, ["t:x"]).to_numpy()["x"]
     assert joined.view("u4").tolist() == values.view("u4").tolist()
+
+
+def test_what_a_write_transaction_has_read_stays_when_it_writes(tmp_path: Any) -> None:
+    """Small chunks share pages, and move in those that the transaction has written to."""
+    rows = 40
+    text = Column(
+        DTYPES["string"], np.arange(rows, dtype=np.int32), None, Heap.of([b"%d" % row * 9 for row in range(rows)])
+    )
+    event = np.arange(rows, dtype=np.int64)
+    given = Rows(np.zeros(rows, dtype=np.int32), event, event, event, {1: text})
+
+    def work(txn: WriteTxn) -> None:
+        refs = [write_segment(txn, 1, number, given) for number in (1, 3)]
+        heap = SegmentCache().reader(txn, 1, refs[1]).dictionary(1)
+        before = heap.data.tobytes()
+        # Before it and behind it.
+        for number in (2, 4):
+            write_segment(txn, 1, number, given)
+            assert heap.data.tobytes() == before
+
+    with fdb.open(tmp_path / "x.fdb") as db, db._env.writer(1):
+        db._env.write(work)

@@ -18,10 +18,11 @@ from featuredb.storage.segment_writer import Rows
 def _copied(parts: Sequence[Column]) -> Column:
     """The parts as one column, no longer in need of the transaction they were read in."""
     column = concat(parts)
-    valid = None if column.valid is None else column.valid.copy()
-    heap = None if column.heap is None else Heap(column.heap.offsets, column.heap.data.copy())
+    heap = column.heap
+    if heap is not None and heap is parts[0].heap:
+        heap = Heap(heap.offsets, heap.data.copy())
     data = column.data.copy() if len(parts) == 1 else column.data
-    return Column(column.dtype, data, valid, heap)
+    return Column(column.dtype, data, column.valid, heap)
 
 
 def read_rows(readers: Sequence[SegmentReader], dtypes: Mapping[int, DType]) -> Rows:

@@ -26,7 +26,7 @@ import featuredb as fdb
 from featuredb import limits
 from featuredb.offline import ingest, merge
 from featuredb.storage.engine import new_engine
-from featuredb.storage.pages import _Walk, meta_pages
+from featuredb.storage.pages import PageWalk, meta_pages
 
 from .hostile import EXTREMES, mutated, mutated_record, repaired
 
@@ -84,7 +84,7 @@ def _base(path: Path) -> Base:
     content = path.read_bytes()
     fd = os.open(path, os.O_RDONLY)
     try:
-        walk = _Walk(fd, meta_pages(fd)[0], len(content))
+        walk = PageWalk(fd, meta_pages(fd)[0], len(content))
         walk.faults()
     finally:
         os.close(fd)

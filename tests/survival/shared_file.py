@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import featuredb as fdb
+from featuredb.storage import segment
 
 from .workload import T0, small_limits
 
@@ -23,6 +24,7 @@ GROUPS, GROUP_USERS = 64, 8
 LARGE_SLOTS, LARGE_SPAN = 60, 30
 PAIR_SLOTS = 4
 BATCH_ROWS = 4096
+SEGMENTS_HELD_MAX = 256
 LATE_SECONDS = 10
 SNAPSHOTS_HELD_MAX = 2
 END = datetime(9999, 1, 1, tzinfo=UTC)
@@ -39,8 +41,12 @@ class Violation(Exception):
 
 
 def opened(path: Path) -> fdb.Database:
-    """The file, with limits that let the larger ingests have several batches, and merges come often."""
+    """The file, with limits that let the larger ingests have several batches, and merges come often.
+
+    Of the segments that are merged away a process forgets the descriptors so soon that its memory levels off.
+    """
     small_limits(BATCH_ROWS)
+    segment.SEGMENTS_HELD_MAX = SEGMENTS_HELD_MAX  # type: ignore[misc]
     return fdb.open(path, create=False, timeout=TIMEOUT_SECONDS)
 
 
