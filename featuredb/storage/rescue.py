@@ -73,6 +73,8 @@ def rescue(source: str, target: str) -> Rescued:
         A writer has the file open in a call.
     FileError
         There is no such file, or it cannot be read, or `target` cannot be written.
+    NotADatabaseError, FormatVersionError
+        It is another program's, or of a newer version.
     CorruptionError
         Nothing tells where its entries are.
     """
