@@ -56,8 +56,8 @@ FAULTS = (
         "rows without a created timestamp are always known",
         "test_join.py",
         "offline/kernels/searching.py",
-        "    return commit_times[min(",
-        "    return created + 0 * commit_times[min(",
+        "    return commit_times[max(min(",
+        "    return created + 0 * commit_times[max(min(",
     ),
     Fault(
         "replaced rows live on for joins as of a knowledge time",
