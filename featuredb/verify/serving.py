@@ -70,6 +70,11 @@ def check_online(check: Check, table: StoredTable, *, sound: bool) -> None:
         return
     comparer = _Comparer(check, table) if sound and table.space_id in check.key_counts else None
     for keys, rows, damaged in _batches(check, table, index):
+        # They may be in no dictionary of keys.
+        with check.guarded("online", table=table.name):
+            for entity, key in zip(table.definition.entities, decode_keys(keys, table.key_dtypes), strict=True):
+                for fault in value_faults(key):
+                    check.problem(f"online, entity {entity}: {fault}", table=table.name)
         for name, column in rows.columns.items():
             for fault in value_faults(column):
                 check.problem(f"online: {fault}", table=table.name, column=name)
