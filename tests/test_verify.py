@@ -501,7 +501,8 @@ def test_a_key_of_an_online_row_loaded_apart_that_is_none_is_a_problem(path: Pat
         txn.put(index.prefix + key, value)
 
     change(path, work)
-    assert found(verified(path), what).table == "weather"
+    problem = found(verified(path), what)
+    assert (problem.table, problem.key) == ("weather", key.hex())
 
 
 def test_an_online_row_of_a_commit_to_come_is_a_problem(path: Path) -> None:
