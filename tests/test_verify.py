@@ -486,6 +486,25 @@ def test_an_online_row_of_a_key_without_history_is_a_problem(path: Path) -> None
     assert problem.key == "origin='z'"
 
 
+@pytest.mark.parametrize(
+    ("key", "what"), [(b"\xff\0", "entity origin: a string is not valid UTF-8"), (b"y", "an entity key has no end")]
+)
+def test_a_key_of_an_online_row_loaded_apart_that_is_none_is_a_problem(path: Path, key: bytes, what: str) -> None:
+    """The dictionary of keys has none such, that its damage could be told by."""
+    with fdb.open(path) as db:
+        db.ingest("weather", some("y", [20]), to="online")
+
+    def work(txn: WriteTxn) -> None:
+        index = OnlineIndex(table_of(txn, "weather"))
+        value = bytes(txn.get(index.prefix + b"y\0") or b"")
+        txn.delete(index.prefix + b"y\0")
+        txn.put(index.prefix + key, value)
+
+    change(path, work)
+    problem = found(verified(path), what)
+    assert (problem.table, problem.key) == ("weather", key.hex())
+
+
 def test_an_online_row_of_a_commit_to_come_is_a_problem(path: Path) -> None:
     change(path, online(lambda *given: with_value(*given, commit=1000)))
     found(verified(path), "of a commit that is not logged")
