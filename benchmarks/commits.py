@@ -19,16 +19,18 @@ from pathlib import Path
 import numpy as np
 
 import featuredb as fdb
+from benchmarks.process import PROJECT
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 KEYS = 100_000
 # As long as a writer waits at most: longer than any of the others writes.
 TIMEOUT_SECONDS = 600.0
 BESIDE = ("nothing", "merging", "ingests")
+FEATURES = [f"f{number}" for number in range(5)]
 
 
 def _define(db: fdb.Database) -> None:
-    features = [fdb.Feature(f"f{number}", "float64") for number in range(5)]
+    features = [fdb.Feature(name, "float64") for name in FEATURES]
     tables = [fdb.FeatureTable(name, ["user"], features) for name in ("small", "large")]
     db.apply([fdb.Entity("user", "int64"), *tables])
 
@@ -37,7 +39,7 @@ def _load(db: fdb.Database, rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     micros = rng.integers(0, 10**12, rows).astype("timedelta64[us]")
     data = {"user": rng.integers(0, KEYS, rows), "event_timestamp": np.datetime64("2023-01-01") + micros}
-    db.ingest("large", data | {f"f{number}": rng.random(rows) for number in range(5)})
+    db.ingest("large", data | {name: rng.random(rows) for name in FEATURES})
 
 
 def write_much(path: str, kind: str, rows: int) -> None:
@@ -46,7 +48,7 @@ def write_much(path: str, kind: str, rows: int) -> None:
 
     with fdb.open(path, timeout=TIMEOUT_SECONDS) as db:
         if kind == "merging":
-            # Each small ingest then makes a segment that is due to be merged with the large ones.
+            # All segments are then of one size, so that a few ingests make a merge of all of them due.
             merge._TIER_ROWS_MIN = 4 * rows
         seed = 1
         while True:
@@ -62,13 +64,10 @@ def _seconds(path: Path, seconds: float) -> list[float]:
         first = (time.time_ns() - 1_700_000_000_000_000_000) // 1_000_000
         while (began := time.perf_counter()) < end:
             event = T0 + timedelta(milliseconds=first + number)
-            db.ingest("small", [{"user": number % 1000, "event_timestamp": event} | dict.fromkeys(_FEATURES, 1.0)])
+            db.ingest("small", [{"user": number % 1000, "event_timestamp": event} | dict.fromkeys(FEATURES, 1.0)])
             found.append(time.perf_counter() - began)
             number += 1
     return found
-
-
-_FEATURES = [f"f{number}" for number in range(5)]
 
 
 def measure(folder: Path, rows: int, seconds: float) -> None:
@@ -83,7 +82,7 @@ def measure(folder: Path, rows: int, seconds: float) -> None:
         other = None
         if kind != "nothing":
             command = [sys.executable, "-m", "benchmarks.commits", "--write", str(path), kind, str(rows)]
-            other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
             assert other.stdout is not None
             other.stdout.readline()
         found = _seconds(path, seconds)

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import child, join_sqlite, lab, measures, pagecache, peers, run, scale
+import featuredb as fdb
+from benchmarks import child, commits, join_sqlite, lab, measures, pagecache, peers, run, scale
 from benchmarks.__main__ import main
 from benchmarks.check import WrongAnswerError, compare, digest, digests
 from benchmarks.data import generate
@@ -473,3 +474,19 @@ def _results() -> dict[str, Any]:
         "left_out": [],
     }  # fmt: skip
     return {"format": 2, "tasks": {"ingest": task}}
+
+
+def test_small_commits_are_timed_beside_what_another_process_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commits.measure(tmp_path, rows=3000, seconds=0.3)
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[0] for row in cells] == list(commits.BESIDE)
+    for _, count, p50, p99, longest, _ in cells:
+        assert int(count) > 0
+        assert 0 < float(p50[:-3]) <= float(p99[:-3]) <= float(longest[:-3].replace(",", ""))
+    with fdb.open(tmp_path / "commits.fdb") as db:
+        small = sum(commit.table == "small" for commit in db.log())
+        assert small == sum(int(row[1]) for row in cells)
+        assert sum(commit.table == "large" for commit in db.log()) > 1
