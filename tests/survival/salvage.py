@@ -260,19 +260,25 @@ def compared(made: Made, commit: int, after: Content, report: fdb.SalvageReport)
     """Nothing may be there that was not, and nothing missing that the report is silent about."""
     before, lost = made.after[commit], [str(finding) for finding in report.lost]
     verdict = "whole"
+    redefined = DEFINITIONS_OLDER in report.damaged_pages
     for name, (history, online) in after.items():
-        if name not in before and DEFINITIONS_OLDER in report.damaged_pages and not history:
+        if name not in before and redefined and not history:
             continue
         if name not in before:
             return f"violation: table {name} is new: {report}"
         rows, values = before[name]
         strange = set(history) - set(rows)
+        if strange and redefined:
+            # Of a table whose features the last commit changed.
+            strange = {row for row in strange if not any(_agree(row, other) for other in rows)}
         if strange and any(line.startswith(f"table {name}") and REPLACED_BACK in line for line in lost):
             verdict = "part, replaced rows are back"
             strange = {row for row in strange if not _was_there(row, made, commit, name)}
         if strange or len(set(history)) < len(history):
             return f"violation: rows of {name} that were not there: {sorted(strange)[:2]}: {report}"
         others = [row for key, row in online.items() if row not in history and values.get(key) != row]
+        if redefined:
+            others = [row for row in others if not any(_agree(row, other) for other in values.values())]
         if others:
             return f"violation: online rows of {name} that were not there: {others[:2]}: {report}"
     for name, (rows, values) in before.items():
@@ -287,15 +293,16 @@ def compared(made: Made, commit: int, after: Content, report: fdb.SalvageReport)
     return verdict
 
 
+def _agree(text: str, other: str) -> bool:
+    """Whether two rows have the same key and time, and the same values of the features that both have."""
+    (key, values), (other_key, others) = json.loads(text), json.loads(other)
+    return bool(key == other_key and all(value == others.get(name, value) for name, value in values.items()))
+
+
 def _was_there(text: str, made: Made, commit: int, table: str) -> bool:
-    """Whether a row was in a table at an earlier commit, with the same values of the features that it had then."""
-    key, values = json.loads(text)
-    for earlier, content in made.after.items():
-        for row in content.get(table, ((), {}))[0] if earlier < commit else ():
-            other_key, others = json.loads(row)
-            if key == other_key and all(value == others.get(name, value) for name, value in values.items()):
-                return True
-    return False
+    """Whether a row was in a table at an earlier commit."""
+    earlier = (content for number, content in made.after.items() if number < commit and table in content)
+    return any(_agree(text, row) for content in earlier for row in content[table][0])
 
 
 def perform_more(db: fdb.Database) -> None:
