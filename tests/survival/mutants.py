@@ -269,7 +269,9 @@ def _spot(rng: random.Random, content: Content, width: int) -> int:
     low, high = struct.unpack_from("<HH", content.ljust(page + PAGE_BYTES, b"\0"), page + 12)
     at = rng.randrange(PAGE_BYTES // width) * width
     if low <= at < high <= PAGE_BYTES:
-        at = rng.choice((rng.randrange(low), min(high + rng.randrange(64), PAGE_BYTES - width))) // width * width
+        at = (
+            rng.choice((rng.randrange(max(1, low)), min(high + rng.randrange(64), PAGE_BYTES - width))) // width * width
+        )
     return page + at
 
 
@@ -283,10 +285,12 @@ def _put(rng: random.Random, content: Content, at: int, width: int) -> None:
 
 
 def _nodes(content: Content, page: int) -> list[int]:
-    low = struct.unpack_from("<H", content, page + 12)[0]
+    # What was cut off may be asked for.
+    held = content.ljust(page + PAGE_BYTES, b"\0")
+    low = struct.unpack_from("<H", held, page + 12)[0]
     count = min(max(low - 16, 0) // 2, (PAGE_BYTES - 16) // 2)
-    places = struct.unpack_from(f"<{count}H", content, page + 16)
-    return [page + place for place in places if place <= PAGE_BYTES - 8]
+    places = struct.unpack_from(f"<{count}H", held, page + 16)
+    return [page + place for place in places if place <= min(PAGE_BYTES, len(content) - page) - 8]
 
 
 def _flip(rng: random.Random, content: Content) -> None:
