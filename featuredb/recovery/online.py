@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from featuredb.columns import Heap
 from featuredb.errors import CorruptionError
 from featuredb.limits import NS_PENDING, NS_REJECTED
 from featuredb.offline.dictionary import KeyDictionary
@@ -20,7 +21,7 @@ from featuredb.storage.rejected import RejectedRow, add_rejected, clear_rejected
 from featuredb.storage.segment import SegmentCache
 from featuredb.storage.tail import is_long, put_tail, tail_key
 from featuredb.verify.history import check_rejected
-from featuredb.verify.serving import batches, check_online, check_pending, key_text
+from featuredb.verify.serving import batches, check_online, check_pending, key_faults, key_text
 
 
 def repair_online(work: Repair, table: StoredTable) -> None:
@@ -66,9 +67,11 @@ def _sorted_out(work: Repair, table: StoredTable, index: OnlineIndex) -> tuple[l
             if not (remade and code in newest):
                 work.lose("its online value", table=table.name, key=key_text(table, key))
         names = keys.tolist()
+        none = {key for key in names if key_faults(table, Heap.of([key]))} if key_faults(table, keys) else set[bytes]()
         columns = (space.lookup(txn, names), rows.event, rows.created, rows.commit)
         for key, code, event, created, commit in zip(names, *(column.tolist() for column in columns), strict=True):
-            if code < 0:
+            # A key without rows of history may have no code.
+            if key in none or (code < 0 and commit not in apart):
                 work.lose("its online value, as its key is lost", table=table.name, key=key_text(table, key))
             elif commit in apart:
                 continue

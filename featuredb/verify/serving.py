@@ -71,9 +71,9 @@ def check_online(check: Check, table: StoredTable, *, sound: bool) -> None:
         return
     comparer = _Comparer(check, table) if sound and table.space_id in check.key_counts else None
     for keys, rows, damaged in batches(check, table, index):
-        if _key_faults(table, keys):
+        if key_faults(table, keys):
             for key in keys.tolist():
-                for fault in _key_faults(table, Heap.of([key])):
+                for fault in key_faults(table, Heap.of([key])):
                     check.problem(f"online: {fault}", table=table.name, key=key_text(table, key))
         for name, column in rows.columns.items():
             for fault in value_faults(column):
@@ -87,7 +87,7 @@ def check_online(check: Check, table: StoredTable, *, sound: bool) -> None:
         comparer.finish(space)
 
 
-def _key_faults(table: StoredTable, keys: Heap) -> list[str]:
+def key_faults(table: StoredTable, keys: Heap) -> list[str]:
     """What is wrong with online keys, which may be in no dictionary."""
     try:
         columns = decode_keys(keys, table.key_dtypes)
