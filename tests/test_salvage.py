@@ -200,6 +200,22 @@ def test_a_damaged_online_value_is_made_anew_from_history(path: Path) -> None:
         assert db.get_online_features(["weather:temp"], {"origin": list("abcdef")}).to_dict() == online
 
 
+def test_online_values_loaded_apart_stay_though_their_keys_have_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "apart.fdb"
+    with fdb.open(path) as db:
+        db.apply([fdb.Entity("origin", "string"), fdb.FeatureTable("t", ["origin"], [fdb.Feature("n", "int32")])])
+        db.ingest("t", {"origin": ["a", "b", "c"], "event_timestamp": [T0] * 3, "n": [1, 2, 3]}, to="online")
+    assert not any(key.startswith(NS_KEY) for key in entries(path))
+    whole, target = salvaged(path)
+    assert not whole.lost
+    target.unlink()
+    damage(path, key_of(path, NS_ONLINE, 1))
+    report, target = salvaged(path)
+    assert "online value" in told(report)
+    with fdb.open(target, read_only=True) as db:
+        assert db.get_online_features(["t:n"], {"origin": ["a", "b", "c"]}).to_dict()["n"] == [1, None, 3]
+
+
 def test_a_key_whose_row_and_online_value_are_damaged_is_named(path: Path) -> None:
     number, before = table_id(path, "weather"), rows_of(path)
     damage(path, key_of(path, NS_CHUNK + number))
