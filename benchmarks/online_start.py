@@ -61,7 +61,7 @@ SYSTEMS = (
         "online",
         "start",
         "featuredb, reader.get",
-        "a reader is prepared in the timing, too",
+        "a reader is prepared in the timing, too; modules are compiled to bytecode beforehand",
         _load(_FEATUREDB, "online.fdb"),
         prepare_featuredb,
         data="online",

@@ -79,6 +79,7 @@ def _load_fsync(folder: Path) -> Case:
     path = folder / "write.bytes"
     path.write_bytes(bytes(_BLOCK_BYTES * WRITES))
     file = os.open(path, os.O_WRONLY)
+    os.fsync(file)
     block = os.urandom(_BLOCK_BYTES)
 
     def run(number: int) -> None:
