@@ -20,6 +20,7 @@ from xxh64 import xxh64
 import featuredb as fdb
 from featuredb.columns import Column, Heap, concat
 from featuredb.errors import CorruptionError
+from featuredb.frames.arrays import to_pylist
 from featuredb.schema import DTYPES
 from featuredb.storage import kernels
 from featuredb.storage.env import WriteTxn
@@ -222,6 +223,30 @@ def test_a_value_that_is_no_decimal_is_kept_wherever_it_stands(late: float) -> N
         found, encoding = db._env.write(work, durable=False)
     assert found == bits(values)
     assert encoding == ("packed" if late == 0.001 else "plain")
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_what_a_writer_has_read_stays_as_it_was_whatever_it_writes(words: bool) -> None:
+    """Entries of a page move with what is written to it, as when a segment is written anew after a tail was."""
+    values = np.random.default_rng(1).random(100)
+    column = Column(DTYPES["float64"], values)
+    if words:
+        heap = Heap.of([b"red" * 20, b"green" * 20, b"blue" * 20])
+        column = Column(DTYPES["string"], np.arange(100, dtype=np.int32) % 3, None, heap)
+    with fdb.open(":memory:") as db, db._env.writer(5):
+
+        def work(txn: WriteTxn) -> tuple[list[object], list[object]]:
+            reader = written(txn, column)
+            found = concat(reader.feature_parts(1, column.dtype))
+            before = to_pylist(found)
+            txn.delete_prefix(chunk_prefix(1, 1))
+            for number in range(100):
+                txn.put(segment_key(2, number), bytes([number]) * 90)
+            return before, to_pylist(found)
+
+        before, after = db._env.write(work, durable=False)
+    assert before == to_pylist(column)
+    assert after == before
 
 
 def stored(values: NDArray[Any], dtype: str) -> tuple[str, int]:

@@ -248,7 +248,9 @@ class _Rescue(PageWalk):
                 self._found.append(str(fault))
             else:
                 children.append((page[start:end] if place else low, a | b << 16 | c << 32))
-        for (start_key, child), (end_key, _) in zip(children, [*children[1:], (high, 0)], strict=True):
+        ends = [*(key for key, _ in children[1:]), high]
+        # Of a damaged page there may be no child at all.
+        for (start_key, child), end_key in zip(children, ends, strict=False):
             yield from self._below(tree, child, depth + 1, start_key, end_key)
 
     def _orphan(self, tree: Tree, number: int) -> Iterator[tuple[bytes, bytes]]:
