@@ -114,10 +114,11 @@ def test_reports_commits_and_rows_do_not_depend_on_the_size_of_batches(
                 report = db.ingest(table.name, table.data(batch, case.entities), to=to)
                 # Of rows that are alike, which count as repeated depends on what a batch can see.
                 alike = report.rows_unchanged + report.rows_repeated
-                counts = (report.rows_read, report.rows_ingested, report.online_keys_updated, report.commit_id)
-                reports[place].append((*counts, alike))
+                counts = [report.rows_read, report.online_keys_updated, report.commit_id]
+                # Rows that are loaded online alone are compared within a batch only: they are offered, not stored.
+                reports[place].append([*counts, report.rows_ingested, alike] if to == "both" else counts)
         assert reports[0] == reports[1]
-        assert [c.rows for c in whole.log()] == [c.rows for c in cut.log()]
+        assert to == "online" or [c.rows for c in whole.log()] == [c.rows for c in cut.log()]
         patch.undo()
         assert outcome(whole, case) == outcome(cut, case)
         assert cut.verify().ok
