@@ -241,13 +241,10 @@ class SegmentReader:
         if fault is not None:
             raise self._chunk_error(key, fault)
         values = np.frombuffer(raw, dtype=dtype)
-        if isinstance(self._txn, WriteTxn):
-            # What is in a page that the transaction has changed moves with whatever it writes next.
-            return frozen(values.copy())
         # Small chunks share a page with others and may lie at any even address; kernels want alignment, and so
         # do the elements of vectors, which the flag of a void array does not tell.
         aligned = values.flags.aligned and (dtype[-1:] == "1" or values.__array_interface__["data"][0] % 8 == 0)
-        # What a write transaction has read may move at its next write.
+        # What is in a page that a write transaction has changed moves with whatever it writes next.
         return values if aligned and not isinstance(self._txn, WriteTxn) else frozen(values.copy())
 
     def _chunk_error(self, key: bytes, fault: str) -> CorruptionError:
