@@ -243,3 +243,15 @@ def test_the_format_record_names_the_file(bases: dict[str, mutants.Base], tmp_pa
     path = written(base, tmp_path / "x.fdb", edited(base, limits.NS_FORMAT, lambda record: record.pop("file_id")))
     assert "the format record has an unknown shape: KeyError('file_id'); restore" in problems(path)
     assert "the format record has an unknown shape: KeyError('file_id'); restore" in read(path)
+
+
+def test_a_meta_page_in_the_place_of_the_other_is_refused(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    """The engine would read the tree of the one, and `verify` would prove that of the other."""
+    path = tmp_path / "x.fdb"
+    content = bytearray(bases["scalars"].content)
+    numbers = [struct.unpack_from("<Q", content, page * mutants.PAGE_BYTES + 144)[0] for page in (0, 1)]
+    older = numbers.index(min(numbers))
+    struct.pack_into("<Q", content, older * mutants.PAGE_BYTES + 144, max(numbers) + 2)
+    path.write_bytes(content)
+    with pytest.raises(fdb.FileError, match="meta pages are in each other's place; restore it from a backup"):
+        fdb.open(path, read_only=True)

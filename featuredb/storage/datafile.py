@@ -266,7 +266,12 @@ def _read_meta(path: str, fd: int) -> Meta:
     second = parse_meta(os.pread(fd, _META_BYTES, first.page_bytes)) if first is not None else None
     if first is None or second is None or first.page_bytes != second.page_bytes:
         raise CorruptionError(f"{path}: its meta pages are truncated or damaged; restore it from a backup")
-    return first if first.transaction >= second.transaction else second
+    slot = int(second.transaction > first.transaction)
+    newest = (first, second)[slot]
+    # The engine takes the page of the number's parity: it would read another tree than the one that is proven.
+    if newest.transaction % 2 != slot:
+        raise CorruptionError(f"{path}: its meta pages are in each other's place; restore it from a backup")
+    return newest
 
 
 def parse_meta(page: bytes) -> Meta | None:
