@@ -172,7 +172,7 @@ def _pending(txn: ReadTxn, source: Source, key: bytes) -> None:
 
 @_record(limits.NS_FORMAT)
 def _format(txn: ReadTxn, source: Source, key: bytes) -> None:
-    datafile._check_format("file", bytes(cast(memoryview, txn.get(key))))
+    datafile.check_format("file", bytes(cast(memoryview, txn.get(key))))
 
 
 def _entity_keys(rng: random.Random, source: Source) -> None:
