@@ -54,10 +54,12 @@ class Heap:
     @staticmethod
     def concat(parts: Sequence[Heap]) -> Heap:
         """The entries of the parts, one part after the other."""
-        sizes = np.cumsum([0, *(int(part.offsets[-1]) for part in parts)])
+        bounds = [(int(part.offsets[0]), int(part.offsets[-1])) for part in parts]
+        bases = np.cumsum([0, *(stop - start for start, stop in bounds)]) - [*(start for start, _ in bounds), 0]
         offsets = [np.zeros(1, dtype=np.int64)]
-        offsets += [part.offsets[1:] + base for part, base in zip(parts, sizes[:-1], strict=True)]
-        return Heap(np.concatenate(offsets), np.concatenate([part.data for part in parts]))
+        offsets += [part.offsets[1:] + base for part, base in zip(parts, bases[:-1], strict=True)]
+        data = [part.data[start:stop] for part, (start, stop) in zip(parts, bounds, strict=True)]
+        return Heap(np.concatenate(offsets), np.concatenate(data))
 
     def part(self, start: int, stop: int) -> Heap:
         """The entries from `start` up to `stop`: the same memory, and offsets that need not begin with 0."""

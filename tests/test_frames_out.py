@@ -225,6 +225,7 @@ def test_a_part_of_a_heap_is_read_without_the_rest() -> None:
     assert heap.part(1, 3).tolist() == [b"xx", b"xxx"]
     assert heap.part(2, 3).tolist() == [b"xxx"]
     assert heap.part(1, 1).tolist() == []
+    assert Heap.concat([heap.part(1, 3), Heap.of([b"a"]), heap.part(2, 3)]).tolist() == [b"xx", b"xxx", b"a", b"xxx"]
 
 
 def test_a_null_column_of_variable_width_has_an_empty_heap() -> None:

@@ -145,7 +145,7 @@ def assert_off(txn: ReadTxn, keys: list[bytes]) -> None:
         ("_MAGIC", 1),
         ("_DATA_VERSION", 3),
         ("_META_PAGE", 0x10),
-        ("_PAGE_BYTES_MAX", 256),
+        ("PAGE_BYTES_MAX", 256),
         ("_STATISTICS", ("entries", "depth", "branch_pages", "leaf_pages", "overflow_pages")),
     ],
 )

@@ -188,20 +188,10 @@ def search(
             if not with_times:
                 event, created = np.full((2, part.stop - low), ABSENT_US, dtype=np.int64)
             known_us = query.known_us[part] if len(query.known_us) > 1 else query.known_us
-            queries, slices = np.empty(part.stop - low, dtype=np.int32), np.empty((part.stop - low, 2), dtype=np.int32)
+            queries, slices = _room(part.stop - low)
             for number, segment, marks in chosen:
-                count = kernels.find_slices(
-                    codes[part],
-                    times[part],
-                    query.max_age_us,
-                    event,
-                    segment.cells,
-                    segment.addresses,
-                    segment.zone,
-                    queries,
-                    slices,
-                    marks,
-                )
+                asked = codes[part], times[part], query.max_age_us, event
+                count = _find_slices(segment, *asked, queries, slices, marks)
                 kernels.asof(
                     queries[:count],
                     slices[:count],
@@ -236,23 +226,33 @@ def _chunks(reader: SegmentReader) -> int:
     return len(reader.chunk_bounds(EVENT))
 
 
+def _room(rows: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """For the queries that a segment may answer, and their slices."""
+    return np.empty(rows, dtype=np.int32), np.empty((rows, 2), dtype=np.int32)
+
+
+def _find_slices(
+    segment: Searchable,
+    codes: NDArray[np.int32],
+    times: NDArray[np.int64],
+    max_age_us: int,
+    best_event: NDArray[np.int64],
+    queries: NDArray[np.int32],
+    slices: NDArray[np.int32],
+    marks: NDArray[np.bool_],
+) -> int:
+    count: int = kernels.find_slices(
+        codes, times, max_age_us, best_event, segment.cells, segment.addresses, segment.zone, queries, slices, marks
+    )
+    return count
+
+
 def _opened(reader: SegmentReader, query: Query, threads: int | None) -> Searchable:
     """The segment, with the checksums of what the query touches checked."""
     segment = searchable(reader, len(query.known_us) > 0, query.commit_times, threads)
     if not segment.event.trusted.all():
         marks = np.zeros(len(segment.event.trusted), dtype=np.bool_)
-        queries, slices = np.empty(len(query.codes), dtype=np.int32), np.empty((len(query.codes), 2), dtype=np.int32)
-        kernels.find_slices(
-            frozen(query.codes),
-            frozen(query.times),
-            query.max_age_us,
-            NO_TIMES,
-            segment.cells,
-            segment.addresses,
-            segment.zone,
-            queries,
-            slices,
-            marks,
-        )
+        asked = frozen(query.codes), frozen(query.times), query.max_age_us, NO_TIMES
+        _find_slices(segment, *asked, *_room(len(query.codes)), marks)
         trust([(reader, segment.event, marks)], threads)
     return segment

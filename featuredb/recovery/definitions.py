@@ -20,29 +20,28 @@ from featuredb.storage.keyspace import KeySpace, code_of, unpack_block
 from featuredb.storage.log import LOST
 from featuredb.storage.moving import STATE_KEY
 from featuredb.storage.records import pack, unpack
-from featuredb.storage.registry import Registry, StoredTable, definition_of, write_registry
+from featuredb.storage.registry import KINDS, Registry, StoredTable, definition_of, write_registry
 from featuredb.storage.segment import COMMIT, SegmentCache
 from featuredb.storage.tail import read_tail
 from featuredb.verify.definitions import check_key_space
 
-# What tables say of entities and key spaces is enough to make those anew.
-_KINDS = {b"e": "entity", b"t": "feature table", b"s": "feature service", b"k": "key space"}
 # A file that says more is missing than this is not damaged but made up.
 _GAPS_MAX = 1 << 22
 
 
 def repair_definitions(work: Repair) -> None:
     """Keep each definition that can be read, and what others need, which follows from those of tables."""
-    txn, found = work.txn, {kind: dict[str, Any]() for kind in _KINDS}
+    txn, found = work.txn, {kind: dict[str, Any]() for kind in KINDS}
     for key, raw in txn.scan(NS_DEFINITION):
         kind, name = bytes(key[1:2]), bytes(key[2:]).decode("utf-8", errors="replace")
-        if kind not in _KINDS:
+        if kind not in KINDS:
             continue
         try:
             _, found[kind][name] = definition_of(key, raw)
         except CorruptionError:
+            # What tables say of entities and key spaces is enough to make those anew.
             if kind in (b"t", b"s"):
-                work.lose(f"the definition of {_KINDS[kind]} {name!r}")
+                work.lose(f"the definition of {KINDS[kind]} {name!r}")
     entities: dict[str, Entity] = found[b"e"]
     tables: dict[str, StoredTable] = found[b"t"]
     for table in tables.values():

@@ -27,7 +27,7 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _MAGIC = 0xBEEFC0DE
 _DATA_VERSION = 1
-_META_BYTES = 152
+META_BYTES = 152
 TRANSACTION_AT = 144
 PAGE_BYTES_MIN, PAGE_BYTES_MAX = 256, 1 << 15
 _LAST_PAGE_MAX = 1 << 47  # no file is longer
@@ -263,7 +263,7 @@ def _read_meta(path: str, fd: int) -> Meta:
     if version != _DATA_VERSION:
         raise _foreign(path, f"is not a featuredb file: its LMDB data version is {version}, not 1")
     first = parse_meta(head)
-    second = parse_meta(os.pread(fd, _META_BYTES, first.page_bytes)) if first is not None else None
+    second = parse_meta(os.pread(fd, META_BYTES, first.page_bytes)) if first is not None else None
     if first is None or second is None or first.page_bytes != second.page_bytes:
         raise CorruptionError(f"{path}: its meta pages are truncated or damaged; restore it from a backup")
     slot = int(second.transaction > first.transaction)
@@ -276,7 +276,7 @@ def _read_meta(path: str, fd: int) -> Meta:
 
 def parse_meta(page: bytes) -> Meta | None:
     """What a meta page says, None if it is damaged."""
-    if len(page) < _META_BYTES or not struct.unpack_from("<H", page, 10)[0] & _META_PAGE:
+    if len(page) < META_BYTES or not struct.unpack_from("<H", page, 10)[0] & _META_PAGE:
         return None
     magic, version = struct.unpack_from("<II", page, 16)
     (page_bytes,) = struct.unpack_from("<I", page, 40)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from featuredb.storage.datafile import PAGE_BYTES_MAX, PAGE_BYTES_MIN
+
 _PLATFORMS = ("linux", "darwin")  # a map shows at once what was written to the file
 _ENGINE = (0, 9)
 _MAGIC, _DATA_VERSION = 0xBEEFC0DE, 1
@@ -24,7 +26,6 @@ _META_PAGE = 0x08
 # Page number, flags; then magic, data version; map address and size, the free list's record; then the main tree's
 # flags, depth, branch, leaf and overflow pages, entries and root; last page and transaction.
 _META = struct.Struct("<Q2xH4xII16x48x4xHHQQQQQQQ")
-_PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 256, 1 << 15
 _STATISTICS = ("depth", "branch_pages", "leaf_pages", "overflow_pages", "entries")
 
 
@@ -53,7 +54,7 @@ class FileMap:
         if not self._known:
             return None
         page_bytes = stat["psize"]
-        if not _PAGE_BYTES_MIN <= page_bytes <= _PAGE_BYTES_MAX or page_bytes & (page_bytes - 1):
+        if not PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX or page_bytes & (page_bytes - 1):
             return None
         pages = self._pages
         if pages is None or len(pages) < 2 * page_bytes:

@@ -148,7 +148,7 @@ class KeySpace:
             part = keys.part(done, done + step)
             stored = txn.get(key) if used else None
             if stored is not None:
-                part = Heap.concat([unpack_block(stored, self._block_name(block)), Heap.of(part.tolist())])
+                part = Heap.concat([unpack_block(stored, self._block_name(block)), part])
             txn.put(key, _pack_block(part))
             done += step
         return codes

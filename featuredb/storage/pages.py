@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from featuredb.errors import CorruptionError
+from featuredb.storage.datafile import META_BYTES
 
-META_BYTES = 152
 META_PAGES = 2
 _TREES_AT = 40
 BRANCH, LEAF, OVERFLOW = 0x01, 0x02, 0x04

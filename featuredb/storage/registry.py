@@ -184,20 +184,22 @@ def _service_of(name: str, record: Mapping[str, Any]) -> FeatureService:
     return FeatureService(name, record["features"], record["labels"], record["description"], aliases)
 
 
-_KINDS: dict[bytes, tuple[str, Callable[[str, Any], Any]]] = {
-    _ENTITY: ("entity", lambda name, record: Entity(name, **record)),
-    _TABLE: ("feature table", _table_of),
-    _SERVICE: ("feature service", _service_of),
-    _SPACE: ("key space", lambda _, number: whole(number, 0, _NUMBER_MAX)),
+# The second byte of the key of a definition.
+KINDS = {b"e": "entity", b"t": "feature table", b"s": "feature service", b"k": "key space"}
+_MAKERS: dict[bytes, Callable[[str, Any], Any]] = {
+    b"e": lambda name, record: Entity(name, **record),
+    b"t": _table_of,
+    b"s": _service_of,
+    b"k": lambda _, number: whole(number, 0, _NUMBER_MAX),
 }
 
 
 def definition_of(key: bytes | memoryview, raw: bytes | memoryview) -> tuple[str, Any]:
     """The name in the key of a definition, and what its record stands for: of a key space the number."""
-    head, raw_name = bytes(key[:2]), bytes(key[2:])
-    kind, make = _KINDS[head]
+    kind, raw_name = bytes(key[1:2]), bytes(key[2:])
     name = raw_name.decode(errors="backslashreplace")
-    return name, decode(raw, f"the definition of {kind} {name!r}", lambda record: make(raw_name.decode(), record))
+    what = f"the definition of {KINDS[kind]} {name!r}"
+    return name, decode(raw, what, lambda record: _MAKERS[kind](raw_name.decode(), record))
 
 
 def read_registry(txn: ReadTxn) -> Registry:

@@ -28,7 +28,6 @@ from featuredb.storage.engine import NEW_MAP_BYTES, write_entries
 from featuredb.storage.pages import (
     BRANCH,
     LEAF,
-    META_BYTES,
     META_PAGES,
     NO_PAGE,
     NUMBER,
@@ -142,7 +141,7 @@ def _sound_metas(path: str, fd: int, rescued: Rescued) -> list[MetaPage]:
     found: list[MetaPage] = []
     bits = range(datafile.PAGE_BYTES_MIN.bit_length() - 1, datafile.PAGE_BYTES_MAX.bit_length())
     for at in (0, *(1 << count for count in bits)):
-        record = os.pread(fd, META_BYTES, at)
+        record = os.pread(fd, datafile.META_BYTES, at)
         meta = datafile.parse_meta(record)
         # Transactions write them in turn.
         if meta is not None and at in (0, meta.page_bytes) and meta.transaction % 2 == (at > 0):

@@ -29,19 +29,21 @@ from featuredb.offline.kernels.words import (
 _options = {"nogil": True, "cache": True, "boundscheck": False}
 
 _AHEAD = 16
-# Values that lie closer together are in the cache by themselves.
-_AHEAD_BITS_MIN = 256
+# Values of so many bits are asked for however close they lie; of narrower ones, those closer together than the
+# second number of bits are in the cache by themselves.
+_WIDE_BITS_MIN = 24
+_APART_BITS_MIN = 256
 
 
 @njit(inline="always", nogil=True)
 def _is_far(positions, width):
-    """Whether values are on average so far apart."""
+    """Whether to ask for values ahead: they are wide, or on average far apart."""
     count = len(positions)
-    if width >= 24 or count == 0:
+    if width >= _WIDE_BITS_MIN or count == 0:
         return count > 0
     first = max(np.int64(positions[0]), 0)
     last = max(np.int64(positions[count - 1]), 0)
-    return (last - first) * width > _AHEAD_BITS_MIN * count
+    return (last - first) * width > _APART_BITS_MIN * count
 
 
 @njit(**_options)
