@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from featuredb.errors import CorruptionError, FeatureDBError, FileError
 from featuredb.storage import datafile
 from featuredb.storage.env import open_env
-from featuredb.storage.rescue import rescue
 
 if TYPE_CHECKING:
     from featuredb.verify import Finding, VerifyReport
@@ -115,6 +114,7 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
     ((), True, 1)
     """
     from featuredb.recovery.repair import repair
+    from featuredb.storage.rescue import rescue
     from featuredb.verify import verify_env
 
     began = time.perf_counter()
