@@ -253,5 +253,19 @@ def test_queries_that_no_row_of_a_segment_can_answer_are_left_out_and_mark_nothi
     assert find_slices([3], [99], [], zone, columns_of) == ([], [])
 
 
+@pytest.mark.parametrize("rows", [0, 1, 1000])
+def test_rows_are_split_by_segment_in_their_order(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    segments, positions = rng.integers(-1, 5, rows).astype(np.int32), rng.integers(0, 99, rows).astype(np.int32)
+    numbers = rng.permutation(rows)
+    stops, split, split_numbers = np.zeros(6, dtype=np.int64), np.empty_like(positions), np.empty_like(numbers)
+    kernels.split_by_segment(frozen(segments), frozen(positions), frozen(numbers), stops, split, split_numbers)
+    own = np.maximum(segments, 0)
+    order = np.argsort(own, kind="stable")
+    assert stops.tolist() == np.cumsum(np.bincount(own, minlength=6)).tolist()
+    assert split.tolist() == positions[order].tolist()
+    assert split_numbers.tolist() == numbers[order].tolist()
+
+
 def test_the_absent_created_timestamp_is_that_of_the_limits() -> None:
     assert (searching.ABSENT, searching.NEVER) == (ABSENT_US, NEVER_US)
