@@ -62,7 +62,7 @@ def _table(txn: ReadTxn, table: StoredTable, cache: SegmentCache) -> dict[str, A
     manifest, space, tail = read_manifest(txn, table.id), KeySpace(table.space_id), read_tail(txn, table.id)
     infos = [cache.reader(txn, table.id, ref).info for ref in manifest.segments]
     spans = [(info.event_min, info.event_max) for info in infos]
-    spans += [(event, event) for _, event, _, _ in tail_rows(txn, table.id)]
+    spans += [(event, event) for _, _, event, _, _ in tail_rows(txn, table.id)]
     names = {number: name for name, number in table.feature_ids.items()}
     return {
         "entities": list(table.definition.entities),

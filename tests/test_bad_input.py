@@ -445,7 +445,7 @@ def write_newer(path: Path) -> None:
         env.begin(write=True) as txn,
     ):
         record = {"magic": "featuredb", "version": 99, "id": "0" * 32, "created_us": 0}
-        txn.put(b"a", pack(record))
+        txn.put(b"a", pack(b"a", record))
 
 
 FILES: dict[str, tuple[Callable[[Path], object], type[Exception], list[str]]] = {

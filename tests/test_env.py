@@ -118,7 +118,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_created_file_holds_its_format_record_and_no_temporary_file_stays(env: Env, path: Path) -> None:
-    record = records.unpack(value(env, limits.NS_FORMAT), "the format record")
+    record = records.unpack(limits.NS_FORMAT, value(env, limits.NS_FORMAT), "the format record")
     assert record["magic"] == limits.FORMAT_MAGIC
     assert record["version"] == limits.FORMAT_VERSION
     assert len(record["file_id"]) == 32
@@ -236,7 +236,8 @@ def test_an_empty_file_is_refused_and_left_alone(path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_naming_both_versions(path: Path) -> None:
-    record = records.pack({"magic": limits.FORMAT_MAGIC, "version": 7, "file_id": "", "created_us": 0})
+    said = {"magic": limits.FORMAT_MAGIC, "version": 7, "file_id": "", "created_us": 0}
+    record = records.pack(limits.NS_FORMAT, said)
     other_lmdb(path, ((limits.NS_FORMAT, record),))
     before = contents(path.parent)
     with pytest.raises(FormatVersionError, match=rf"version 7.* up to {limits.FORMAT_VERSION}.*upgrade"):
@@ -245,7 +246,8 @@ def test_a_newer_format_is_refused_naming_both_versions(path: Path) -> None:
 
 
 def test_a_damaged_format_record_is_told_from_a_foreign_file(path: Path) -> None:
-    record = bytearray(records.pack({"magic": limits.FORMAT_MAGIC, "version": 1, "file_id": "", "created_us": 0}))
+    said = {"magic": limits.FORMAT_MAGIC, "version": 1, "file_id": "", "created_us": 0}
+    record = bytearray(records.pack(limits.NS_FORMAT, said))
     record[-1] ^= 1
     other_lmdb(path, ((limits.NS_FORMAT, bytes(record)),))
     with pytest.raises(CorruptionError, match="its format record is damaged"):

@@ -209,10 +209,14 @@ class TinyReader:
     def under(self, prefix: bytes) -> dict[bytes, bytes]:
         return {key[len(prefix) :]: value for key, value in self.entries.items() if key.startswith(prefix)}
 
-    def record(self, key: bytes) -> Any:
+    def body(self, key: bytes) -> bytes:
+        """What stands behind the crc of a value."""
         raw = self.entries[key]
-        assert zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little"), key
-        return msgpack.unpackb(raw[4:], raw=False)
+        assert zlib.crc32(raw[4:] + key) == int.from_bytes(raw[:4], "little"), key
+        return raw[4:]
+
+    def record(self, key: bytes) -> Any:
+        return msgpack.unpackb(self.body(key), raw=False)
 
     def definitions(self, kind: bytes) -> dict[str, Any]:
         return {name.decode(): self.record(b"d" + kind + name) for name in self.under(b"d" + kind)}
@@ -223,14 +227,15 @@ class TinyReader:
     def keys(self, space: int) -> list[bytes]:
         """Key bytes by code, which the tree of keys must confirm."""
         keys: list[bytes] = []
-        for block, raw in sorted(self.under(b"b" + struct.pack(">I", space)).items()):
+        prefix = b"b" + struct.pack(">I", space)
+        for block in sorted(self.under(prefix)):
             if block == b"":
                 continue  # what was forgotten
             assert int.from_bytes(block, "big") * 512 == len(keys)
-            assert zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little")
-            (count,) = struct.unpack_from("<I", raw, 4)
-            offsets = np.frombuffer(raw, "<u4", count + 1, 8).tolist()
-            data = raw[8 + 4 * (count + 1) :]
+            body = self.body(prefix + block)
+            (count,) = struct.unpack_from("<I", body)
+            offsets = np.frombuffer(body, "<u4", count + 1, 4).tolist()
+            data = body[4 + 4 * (count + 1) :]
             keys += [data[a:b] for a, b in pairwise(offsets)]
         tree = self.under(b"k" + struct.pack(">I", space))
         packed = [struct.pack("<I", code) for code in range(len(keys))]
@@ -270,9 +275,11 @@ class TinyReader:
             dead = np.frombuffer(raw, "<i4").tolist()
         return Segment(self, b"h" + key, zone, {column[0]: column[1:] for column in columns}, dead)
 
-    def online_row(self, table: dict[str, Any], raw: bytes) -> tuple[int, int, int, dict[int, Any]]:
-        crc, version, event, created, commit = struct.unpack_from("<IHqqQ", raw)
-        assert zlib.crc32(raw[4:]) == crc
+    def row(self, table: dict[str, Any], key: bytes) -> tuple[int, int, int, dict[int, Any]]:
+        """A packed row, online or of a tail."""
+        self.body(key)
+        raw = self.entries[key]
+        _, version, event, created, commit = struct.unpack_from("<IHqqQ", raw)
         layout = table["layouts"][version]
         at = 30 + (len(layout) + 7) // 8
         nulls = int.from_bytes(raw[30:at], "little")
@@ -290,18 +297,19 @@ class TinyReader:
 
     def tail(self, table: dict[str, Any], keys: list[Any]) -> list[list[Any]]:
         """The rows of the tail, as `tables` has them."""
-        entries = self.under(b"o" + struct.pack(">I", table["id"]))
+        prefix = b"o" + struct.pack(">I", table["id"])
+        entries = self.under(prefix)
         if not entries:
             return []
         del entries[b""]
-        count, nbytes, commit, marks = self.record(b"o" + struct.pack(">I", table["id"]))
+        count, nbytes, commit, marks = self.record(prefix)
         assert (count, nbytes) == (len(entries), sum(map(len, entries.values())))
         found = []
         for key, raw in entries.items():
-            marks ^= zlib.crc32(b"o" + struct.pack(">I", table["id"]) + key + raw[:4])
+            marks ^= int.from_bytes(raw[:4], "little")
             code, event, created = struct.unpack(">IQQ", key)
             times = event - (1 << 63), created - (1 << 63)
-            *stored, of_commit, values = self.online_row(table, raw)
+            *stored, of_commit, values = self.row(table, prefix + key)
             assert (*times,) == (*stored,)
             assert of_commit <= commit
             row = [values.get(feature) for feature, *_ in table["features"]]
@@ -325,8 +333,9 @@ class TinyReader:
                     history.append([keys[codes[row]], event[row], none_if_absent(created[row]), values])
             history += self.tail(table, keys)
             online = []
-            for key, raw in self.under(b"p" + struct.pack(">I", table["id"])).items():
-                event_us, created_us, _, values_by_id = self.online_row(table, raw)
+            prefix = b"p" + struct.pack(">I", table["id"])
+            for key in self.under(prefix):
+                event_us, created_us, _, values_by_id = self.row(table, prefix + key)
                 values = [values_by_id.get(feature) for feature, *_ in table["features"]]
                 online.append([self.key_values(key, table["key_dtypes"]), event_us, none_if_absent(created_us), values])
             out[name] = {

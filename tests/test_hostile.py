@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -41,14 +42,15 @@ def written(base: mutants.Base, path: Path, entries: Entries, *, lie: bool = Fal
 def edited(base: mutants.Base, space: bytes, edit: Callable[[Any], None]) -> Entries:
     """The first record of a namespace, edited."""
     key = min(key for key in base.entries if key.startswith(space))
-    record = unpack(base.entries[key], "a record")
+    record = unpack(key, base.entries[key], "a record")
     edit(record)
-    return {key: pack(record)}
+    return {key: pack(key, record)}
 
 
 def replaced(base: mutants.Base, space: bytes, record: Any) -> Entries:
     """The first record of a namespace, replaced."""
-    return {min(key for key in base.entries if key.startswith(space)): pack(record)}
+    key = min(key for key in base.entries if key.startswith(space))
+    return {key: pack(key, record)}
 
 
 def column_of(record: Any, number: int) -> Any:
@@ -67,6 +69,26 @@ def put(column: int, place: int, value: Any) -> Callable[[Any], None]:
 def problems(path: Path) -> str:
     with fdb.open(path, read_only=True) as db:
         return str(db.verify())
+
+
+def test_an_entry_under_another_key_is_found(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    """Of each kind the first and the last, with a bit of each byte of the key changed, none of the value."""
+    rng = random.Random(7)
+    for name, base in bases.items():
+        kinds: dict[bytes, list[bytes]] = {}
+        for key in base.entries:
+            kinds.setdefault(key[:2] if key[:1] == limits.NS_DEFINITION else key[:1], []).append(key)
+        for key in {key for keys in kinds.values() for key in (keys[0], keys[-1])}:
+            for at in range(1, len(key)):
+                other = key[:at] + bytes([key[at] ^ 1 << rng.randrange(8)]) + key[at + 1 :]
+                if other in base.entries:
+                    continue
+                path = tmp_path / "x.fdb"
+                path.write_bytes(base.content)
+                entries = {one: value for one, value in base.entries.items() if one != key}
+                mutants._rewrite(path, base.entries, {**entries, other: base.entries[key]})
+                assert not problems(path).startswith("ok"), (name, key, other)
+                path.unlink()
 
 
 RECORDS = {
@@ -107,10 +129,10 @@ def test_a_record_of_another_shape_is_damage_with_a_remedy(
 def test_numbers_of_a_record_are_integers_in_range() -> None:
     for value in (True, 1.0, "1", None, -1, 8):
         with pytest.raises(fdb.FileError, match=r"it has an unknown shape: .* is no integer from 0 to 7; restore"):
-            decode(pack(value), "it", lambda record: whole(record, 0, 7))
-    assert decode(pack(7), "it", lambda record: whole(record, 0, 7)) == 7
+            decode(b"k", pack(b"k", value), "it", lambda record: whole(record, 0, 7))
+    assert decode(b"k", pack(b"k", 7), "it", lambda record: whole(record, 0, 7)) == 7
     with pytest.raises(fdb.FileError, match=r"it cannot be decoded: .*restore the file"):
-        decode(hostile.with_crc(b"\x81\x90\x01"), "it", lambda record: record)  # a map whose key is a list
+        decode(b"k", hostile.sealed(b"k", b"\x81\x90\x01"), "it", lambda record: record)  # a map whose key is a list
 
 
 SEGMENTS: dict[str, tuple[str, bytes, Callable[[Any], Any], bool]] = {
@@ -183,7 +205,7 @@ def test_definitions_of_a_snapshot_are_verified(bases: dict[str, mutants.Base], 
     def edit(record: Any) -> None:
         for entry in record[3]:
             if entry[0].startswith(b"ds"):
-                entry[1] = pack(unpack(entry[1], "a service") | {"aliases": {}})
+                entry[1] = pack(entry[0], unpack(entry[0], entry[1], "a service") | {"aliases": {}})
 
     path = written(base, tmp_path / "x.fdb", edited(base, limits.NS_SNAPSHOT, edit))
     assert "snapshot 'first'" in problems(path)

@@ -24,7 +24,7 @@ from featuredb.frames.arrays import to_pylist
 from featuredb.online import decode, few, index, kernels
 from featuredb.online.index import OnlineIndex, OnlineRows
 from featuredb.schema import SCALAR_NAMES
-from featuredb.storage.crc import crc_tables
+from featuredb.storage.crc import crc_tables, seal
 from featuredb.storage.env import Env, ReadTxn, open_env
 from featuredb.storage.keys import encode_keys
 from featuredb.storage.registry import StoredTable
@@ -156,16 +156,28 @@ def test_a_damaged_row_is_named_and_never_returned(env: Env) -> None:
                     read(table, txn, _keys(ids), ["temp", "sky"])
 
 
-def test_rows_whose_lengths_do_not_add_up_are_damaged_though_their_checksum_is_right(env: Env) -> None:
-    import zlib
+def test_rows_under_the_keys_of_others_are_damaged(env: Env) -> None:
+    table = stored_table(entities=(("id", "int64"),), features=((1, "a", "int64"),))
+    put(env, table, {"id": [1, 2]}, [1, 1], {"a": [5, 5]})
+    one, other = (OnlineIndex(table).prefix + key for key in _keys([1, 2]).tolist())
+    with env.writer(10):
+        env.write(lambda txn: txn.put(other, bytes(txn.get(one) or b"")))
+    with env.read() as txn:
+        for read in (general, compiled):
+            with pytest.raises(fdb.CorruptionError, match=r"key 2: its checksum does not match"):
+                read(table, txn, _keys([1, 2]), ["a"])
+    with pytest.raises(fdb.CorruptionError, match=r"key 2: its checksum does not match"):
+        put(env, table, {"id": [2]}, [2], {"a": [6]})
 
+
+def test_rows_whose_lengths_do_not_add_up_are_damaged_though_their_checksum_is_right(env: Env) -> None:
     table = stored_table(entities=(("id", "int64"),), features=((1, "a", "string"), (2, "b", "bytes")))
     put(env, table, {"id": [1]}, [1], {"a": ["xyz"], "b": [b"pq"]})
     key = OnlineIndex(table).prefix + _keys([1]).tolist()[0]
     with env.read() as txn:
         row = bytes(txn.get(key) or b"")[4:]
     for body in (row + b"\0", row[:-1], row[:29], row[:27] + b"\xff\xff\xff\xff" + row[31:], row[:1] + b"\7" + row[2:]):
-        bad = zlib.crc32(body).to_bytes(4, "little") + body
+        bad = seal(key, body)
         with env.writer(10):
             env.write(lambda txn, bad=bad: txn.put(key, bad))
         with env.read() as txn:

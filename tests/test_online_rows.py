@@ -79,15 +79,28 @@ def packed_cases(draw):
 
 
 # --- rows ---------------------------------------------------------------------------------------
+KEYS = [b"p" + bytes(4) + f"key {n}".encode() for n in range(50)]
+
+
 def pack(layout, columns, rows, event=7, created=ABSENT_US, commit=3):
+    """Of rows of the keys that `KEYS` has."""
+    keys = Heap.of(KEYS[:rows])
     return layout.pack_many(
-        np.full(rows, event, np.int64), np.full(rows, created, np.int64), np.full(rows, commit, np.uint64), columns
+        keys,
+        np.full(rows, event, np.int64),
+        np.full(rows, created, np.int64),
+        np.full(rows, commit, np.uint64),
+        columns,
     )
 
 
-def unpack_one(layout, row, table="", key=None):
+def unpack_one(layout, row, full_key, table="", key=None):
     """Event timestamp and every value of one row."""
-    return RowReader(layout, tuple(layout.places)).read(row, table, key)
+    return RowReader(layout, tuple(layout.places)).read(row, full_key, table, key)
+
+
+def unpack_each(layout, rows):
+    return [unpack_one(layout, row, key) for row, key in zip(rows, KEYS, strict=False)]
 
 
 @given(packed_cases())
@@ -96,8 +109,8 @@ def test_packed_rows_of_any_dtypes_and_nulls_are_read_back_one_by_one_and_togeth
     layout = RowLayout(2, [(10 + i, DTYPES[name]) for i, name in enumerate(names)])
     columns = [column_of(name, column) for name, column in zip(names, values, strict=True)]
     buffers = pack(layout, columns, rows).tolist()
-    assert [unpack_one(layout, b) for b in buffers] == [(7, [column[row] for column in values]) for row in range(rows)]
-    event, created, commit, unpacked = layout.unpack_many([memoryview(b) for b in buffers])
+    assert unpack_each(layout, buffers) == [(7, [column[row] for column in values]) for row in range(rows)]
+    event, created, commit, unpacked = layout.unpack_many([memoryview(b) for b in buffers], KEYS[:rows])
     assert [values_of(column) for column in unpacked] == values
     assert [column.dtype.name for column in unpacked] == names
     assert (event.tolist(), created.tolist(), commit.tolist()) == ([7] * rows, [ABSENT_US] * rows, [3] * rows)
@@ -111,14 +124,16 @@ def test_every_dtype_round_trips_at_its_extremes_with_nan_and_infinities_kept():
     values += [[float("inf"), float("-inf")], [float("nan"), -0.0]]
     layout = RowLayout(0, [(i, DTYPES[name]) for i, name in enumerate(names)])
     buffers = pack(layout, [column_of(n, v) for n, v in zip(names, values, strict=True)], 2).tolist()
-    assert repr([unpack_one(layout, b)[1] for b in buffers]) == repr([list(row) for row in zip(*values, strict=True)])
-    assert repr([values_of(column) for column in layout.unpack_many(buffers)[3]]) == repr(values)
+    assert repr([row for _, row in unpack_each(layout, buffers)]) == repr(
+        [list(row) for row in zip(*values, strict=True)]
+    )
+    assert repr([values_of(column) for column in layout.unpack_many(buffers, KEYS[:2])[3]]) == repr(values)
 
 
 def test_only_the_places_asked_for_are_unpacked():
     layout = RowLayout(0, [(5, DTYPES["string"]), (6, DTYPES["int8"]), (7, DTYPES["string"])])
     columns = [column_of("string", ["a", None]), column_of("int8", [1, 2]), column_of("string", ["xyz", "w"])]
-    _, _, _, found = layout.unpack_many(pack(layout, columns, 2).tolist(), places=[2, 1])
+    _, _, _, found = layout.unpack_many(pack(layout, columns, 2).tolist(), KEYS[:2], places=[2, 1])
     assert [values_of(column) for column in found] == [["xyz", "w"], [1, 2]]
 
 
@@ -126,7 +141,8 @@ def test_rows_that_share_a_heap_larger_than_they_are_pack_only_their_own_entries
     heap = Heap.of([b"%d" % i for i in range(100)])
     column = Column(DTYPES["bytes"], np.array([99, 0, 7], "<i4"), np.array([True, False, True]), heap)
     layout = RowLayout(0, [(1, DTYPES["bytes"])])
-    assert [unpack_one(layout, b)[1] for b in pack(layout, [column], 3).tolist()] == [[b"99"], [None], [b"7"]]
+    found = unpack_each(layout, pack(layout, [column], 3).tolist())
+    assert [row for _, row in found] == [[b"99"], [None], [b"7"]]
 
 
 @pytest.mark.parametrize("names", [("float64", "int32"), ("float64", "string", "bytes")])
@@ -138,9 +154,20 @@ def test_a_change_of_any_byte_or_of_the_length_is_detected(names):
     damaged += [row[:length] for length in range(len(row))] + [row + b"\x00"]
     for bad in damaged:
         with pytest.raises(CorruptionError, match=r"table 'weather', key 'JFK'"):
-            unpack_one(layout, bad, "weather", "JFK")
+            unpack_one(layout, bad, KEYS[0], "weather", "JFK")
         with pytest.raises(CorruptionError, match=r"table 'weather', key 'second'"):
-            layout.unpack_many([row, bad], "weather", ["first", "second"].__getitem__)
+            layout.unpack_many([row, bad], [KEYS[0], KEYS[0]], "weather", ["first", "second"].__getitem__)
+
+
+def test_a_row_is_none_of_another_key():
+    layout = RowLayout(1, [(1, DTYPES["int32"])])
+    row, other = pack(layout, [column_of("int32", [7, 7])], 2).tolist()
+    assert row[4:] == other[4:]
+    assert unpack_one(layout, row, KEYS[0]) == unpack_one(layout, other, KEYS[1])
+    with pytest.raises(CorruptionError, match=r"key 'JFK': its checksum does not match"):
+        unpack_one(layout, row, KEYS[1], "weather", "JFK")
+    with pytest.raises(CorruptionError, match=r"key 'second': its checksum does not match"):
+        layout.unpack_many([row, row], KEYS[:2], "weather", ["first", "second"].__getitem__)
 
 
 # --- the index ----------------------------------------------------------------------------------

@@ -302,9 +302,9 @@ def with_words(db: fdb.Database, change: Callable[[NDArray[np.uint64]], NDArray[
         key = chunk_prefix(table, 1) + struct.pack(">IIB", 1, 0, DATA)
         words = change(np.frombuffer(txn.get(key) or b"", np.uint64).copy())
         txn.put(key, words.tobytes())
-        zone, columns = unpack(txn.get(segment_key(table, 1)) or b"", "descriptor")
+        zone, columns = unpack(segment_key(table, 1), txn.get(segment_key(table, 1)) or b"", "descriptor")
         next(column for column in columns if column[0] == 1)[-1] = [[0, DATA, words.nbytes, xxh64(words.tobytes())]]
-        txn.put(segment_key(table, 1), descriptor := pack([zone, columns]))
+        txn.put(segment_key(table, 1), descriptor := pack(segment_key(table, 1), [zone, columns]))
         manifest = read_manifest(txn, table)
         write_manifest(txn, manifest.with_segments((replace(manifest.segments[0], crc=zlib.crc32(descriptor)),)))
 

@@ -33,6 +33,7 @@ from featuredb.limits import (
     NS_TAIL,
 )
 from featuredb.recovery import OLDER
+from featuredb.storage.crc import seal
 from featuredb.storage.rescue import DEFINITIONS_OLDER
 from featuredb.storage.segment import DATA
 
@@ -118,7 +119,8 @@ def some_keys(path: Path) -> list[bytes]:
 def table_id(path: Path, name: str) -> bytes:
     from featuredb.storage.records import unpack
 
-    return int(unpack(entries(path)[NS_DEFINITION + b"t" + name.encode()], "")["id"]).to_bytes(4, "big")
+    key = NS_DEFINITION + b"t" + name.encode()
+    return int(unpack(key, entries(path)[key], "")["id"]).to_bytes(4, "big")
 
 
 # --- nothing is damaged ---------------------------------------------------------------------------
@@ -273,13 +275,26 @@ def test_keys_are_found_in_the_tree_and_in_blocks(path: Path) -> None:
     assert all(rows <= before[table] for table, rows in rows_of(target).items())
 
 
-def test_a_row_under_the_key_of_another_is_not_believed(path: Path) -> None:
+def test_a_row_under_the_key_of_another_is_lost_alone(path: Path) -> None:
     before = rows_of(path)["tailed"]
     key = key_of(path, NS_TAIL + table_id(path, "tailed"), 1)
     with raw(path) as txn:
         value = bytes(txn.get(key))
         txn.delete(key)
         txn.put(key[:8] + bytes([key[8] ^ 1]) + key[9:], value)
+    report, target = salvaged(path)
+    assert "table tailed: " in told(report)
+    assert len(rows_of(target)["tailed"]) == len(before) - 1
+    assert rows_of(target)["tailed"] < before
+
+
+def test_a_tail_that_has_a_row_of_another_time_is_not_believed(path: Path) -> None:
+    before = rows_of(path)["tailed"]
+    key = key_of(path, NS_TAIL + table_id(path, "tailed"), 1)
+    with raw(path) as txn:
+        body = bytearray(txn.get(key)[4:])
+        body[-1] ^= 1
+        txn.put(key, seal(key, bytes(body)))
     report, target = salvaged(path)
     assert "table tailed: " in told(report)
     # Which row it is cannot be told. The online values have the newest of each key.

@@ -21,6 +21,7 @@ from strategies import CONTAINERS, POOLS, Columns, container, plain, small_batch
 
 import featuredb as fdb
 from featuredb.limits import KEY_BYTES_MAX, NS_CHUNK, NS_ONLINE, NS_PINNED, NS_SEGMENT, NS_SNAPSHOT, NS_UNDO
+from featuredb.storage.crc import seal
 from featuredb.storage.manifest import DEAD
 
 pytestmark = pytest.mark.usefixtures("segments_only")
@@ -510,7 +511,9 @@ def test_verify_finds_what_a_snapshot_lacks_and_what_belongs_to_none(loaded: fdb
     assert_sound(loaded)
     [undo] = entries(loaded, NS_UNDO)
     stray = undo[:1] + (9).to_bytes(6, "big") + undo[7:]
-    assert "online rows are saved for number 9, no snapshot" in damaged(loaded, lambda txn: txn.put(stray, b""))
+    assert "online rows are saved for number 9, no snapshot" in damaged(
+        loaded, lambda txn: txn.put(stray, seal(stray, b""))
+    )
     with loaded._env.read() as txn:
         row = bytes(txn.get(undo) or b"")
     bad = row[:-1] + bytes([row[-1] ^ 1])

@@ -21,6 +21,7 @@ from featuredb.offline.dictionary import number_keys
 from featuredb.offline.rows import sort_rows, total_order
 from featuredb.offline.search import make_query
 from featuredb.schema import DTYPES
+from featuredb.storage.crc import CRC_BYTES
 from featuredb.storage.keys import encode_keys
 from featuredb.storage.manifest import chunk_prefix, segment_key
 from featuredb.storage.segment_writer import Rows, is_uniform, uniform, write_segment
@@ -121,7 +122,7 @@ def test_a_segment_has_the_same_bytes_however_its_rows_came(rows: Rows) -> None:
             write_segment(txn, 1, 2, taken)
             return [
                 {bytes(key)[13:]: bytes(value) for key, value in txn.scan(chunk_prefix(1, number))}
-                | {b"descriptor": bytes(txn.get(segment_key(1, number)) or b"")}
+                | {b"descriptor": bytes(txn.get(segment_key(1, number)) or b"")[CRC_BYTES:]}
                 for number in (1, 2)
             ]
 

@@ -23,6 +23,7 @@ from featuredb.errors import CorruptionError
 from featuredb.limits import ABSENT_US, NS_CHUNK, NS_COMMIT, NS_DEFINITION, NS_FORMAT, NS_ONLINE, NS_SEGMENT
 from featuredb.online.index import OnlineIndex
 from featuredb.schema import DTYPES
+from featuredb.storage.crc import seal
 from featuredb.storage.env import Env, WriteTxn, open_env
 from featuredb.storage.manifest import DEAD, read_manifest, stage_segment, write_manifest
 from featuredb.storage.records import pack, unpack
@@ -123,8 +124,8 @@ def rewrite(prefix: bytes, edit: Callable[[Any], Any], place: int = 0) -> Callab
 
     def work(txn: WriteTxn) -> None:
         key, value = list(txn.scan(prefix))[place]
-        key, record = bytes(key), unpack(value, "record")
-        txn.put(key, pack(edit(record)))
+        key, record = bytes(key), unpack(key, value, "record")
+        txn.put(key, pack(key, edit(record)))
 
     return work
 
@@ -301,10 +302,10 @@ def other_descriptor(change_zone: Callable[[list[Any]], None]) -> Callable[..., 
 
     def edit(txn: WriteTxn, table: StoredTable, ref: Any) -> Any:
         key = NS_SEGMENT + struct.pack(">IQ", table.id, ref.id)
-        record = unpack(txn.get(key) or b"", "descriptor")
+        record = unpack(key, txn.get(key) or b"", "descriptor")
         change_zone(record)
-        txn.put(key, pack(record))
-        return replace(ref, crc=zlib.crc32(pack(record)))
+        txn.put(key, raw := pack(key, record))
+        return replace(ref, crc=zlib.crc32(raw))
 
     return edit
 
@@ -432,7 +433,7 @@ def test_a_key_that_is_not_text_is_reported(path: Path) -> None:
         body = struct.pack("<IIIIIIIII", 7, 0, 2, 4, 6, 8, 10, 12, 14) + b"a\0b\0c\0d\0e\0f\0\xff\0"
         space = read_registry(txn).spaces[("origin",)]
         prefix = struct.pack(">I", space)
-        txn.put(b"b" + prefix + bytes(4), struct.pack("<I", zlib.crc32(body)) + body)
+        txn.put(block := b"b" + prefix + bytes(4), seal(block, body))
         txn.delete(b"k" + prefix + b"z\0")
         txn.put(name := b"k" + prefix + b"\xff\0", with_checksum(name, struct.pack("<I", 6)))
 
@@ -479,7 +480,8 @@ def test_an_online_row_changed_under_a_right_checksum_is_a_problem(path: Path, w
 def test_an_online_row_of_a_key_without_history_is_a_problem(path: Path) -> None:
     def work(txn: WriteTxn) -> None:
         index = OnlineIndex(table_of(txn, "weather"))
-        txn.put(index.prefix + b"z\0", bytes(txn.get(index.prefix + b"a\0") or b""))
+        row = bytes(txn.get(index.prefix + b"a\0") or b"")
+        txn.put(name := index.prefix + b"z\0", seal(name, row[4:]))
 
     change(path, work)
     problem = found(verified(path), "no rows of history")
@@ -498,7 +500,7 @@ def test_a_key_of_an_online_row_loaded_apart_that_is_none_is_a_problem(path: Pat
         index = OnlineIndex(table_of(txn, "weather"))
         value = bytes(txn.get(index.prefix + b"y\0") or b"")
         txn.delete(index.prefix + b"y\0")
-        txn.put(index.prefix + key, value)
+        txn.put(index.prefix + key, seal(index.prefix + key, value[4:]))
 
     change(path, work)
     problem = found(verified(path), what)

@@ -1,15 +1,14 @@
 """Small ingests of plain rows that are each the newest of its key: the streaming case, without arrays.
 
 Such a row can be in no segment, and replaces nothing but the online row that it is compared with. So it goes to the
-tail and online as the same packed bytes. Whatever is not of this kind (other containers, values that take a cast,
-late or repeated rows, rows loaded apart before) is left to `Ingest`; both commit the same.
+tail and online as the same packed bytes, each sealed with its key. Whatever is not of this kind (other containers,
+values that take a cast, late or repeated rows, rows loaded apart before) is left to `Ingest`; both commit the same.
 """
 
 from __future__ import annotations
 
 import struct
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,8 @@ from featuredb.limits import ABSENT_US, KEY_BYTES_MAX, SMALL_INGEST_BYTES_MAX
 from featuredb.offline.report import IngestReport
 from featuredb.online.index import OnlineIndex
 from featuredb.online.packer import NotPlain, RowPacker, plain_us
-from featuredb.online.row import HEADER_BYTES, HEADER_CODES
+from featuredb.online.row import BODY_CODES, HEADER_BYTES
+from featuredb.storage.crc import CRC_BYTES, is_sealed, seal
 from featuredb.storage.env import Env, WriteTxn
 from featuredb.storage.keys import value_encoder
 from featuredb.storage.keyspace import KeySpace
@@ -33,7 +33,7 @@ from featuredb.storage.tail import Tail, put_tail, tail_key
 
 # Longer lists are faster to convert as columns.
 APPENDED_ROWS_MAX = 64
-_HEADER = struct.Struct(HEADER_CODES)
+_BODY = struct.Struct(BODY_CODES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +132,18 @@ class Appender:
         codes = self._codes(txn, [row.key for row in rows])
         # Values are converted in place, and the transaction may be run again.
         packed = [self._packer.pack(list(row.values), row.event_us, row.created_us, commit_id) for row in rows]
-        if sum(map(len, packed)) > SMALL_INGEST_BYTES_MAX:
+        nbytes = sum(map(len, packed)) + CRC_BYTES * len(packed)
+        if nbytes > SMALL_INGEST_BYTES_MAX:
             raise NotPlain
         keys = [tail_key(table_id, code, row.event_us, row.created_us) for code, row in zip(codes, rows, strict=True)]
-        tail = put_tail(txn, table_id, commit_id, zip(keys, packed, strict=True))
-        online = {self._online.prefix + row.key: raw for row, raw in zip(rows, packed, strict=True)}
+        tail = put_tail(txn, table_id, commit_id, zip(keys, map(seal, keys, packed), strict=True))
+        online = {self._online.prefix + row.key: body for row, body in zip(rows, packed, strict=True)}
         save = online_saver(txn, table_id)
         if save is not None:
             save(list(online))
-        for key, raw in online.items():
-            txn.put(key, raw)
-        return len(online), commit_id, sum(map(len, packed)), tail
+        for key, body in online.items():
+            txn.put(key, seal(key, body))
+        return len(online), commit_id, nbytes, tail
 
     def _check_newest(self, txn: WriteTxn, rows: Sequence[_Row]) -> None:
         """That each row is greater in the total order than what is online, and than those of its key before it."""
@@ -150,12 +151,13 @@ class Appender:
         for row in rows:
             before = newest.get(row.key)
             if before is None:
-                raw = txn.get(self._online.prefix + row.key)
+                name = self._online.prefix + row.key
+                raw = txn.get(name)
                 if raw is not None:
                     # A row that is damaged is for the general path to report.
-                    if len(raw) < HEADER_BYTES or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "little"):
+                    if len(raw) < HEADER_BYTES or not is_sealed(name, raw):
                         raise NotPlain
-                    before = _HEADER.unpack_from(raw)[2:4]
+                    before = _BODY.unpack_from(raw, CRC_BYTES)[1:3]
             if before is not None and (row.event_us, row.created_us) <= before:
                 raise NotPlain
             newest[row.key] = (row.event_us, row.created_us)

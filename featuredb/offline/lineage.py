@@ -26,7 +26,7 @@ def file_id(txn: ReadTxn) -> str:
     raw = txn.get(NS_FORMAT)
     if raw is None:
         raise CorruptionError("the format record is missing; restore the file from a backup")
-    return decode(raw, "the format record", lambda record: text(record["file_id"]))
+    return decode(NS_FORMAT, raw, "the format record", lambda record: text(record["file_id"]))
 
 
 def snapshot_name(txn: ReadTxn) -> str | None:

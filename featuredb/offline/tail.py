@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.columns import Column, null_column
+from featuredb.columns import Column, Heap, null_column
 from featuredb.errors import CorruptionError
 from featuredb.limits import TAILS_HELD_MAX
 from featuredb.offline.rows import concat_rows, live_dtypes
@@ -32,23 +32,27 @@ def read_tail_rows(txn: ReadTxn, table: StoredTable) -> Rows:
         If they are not those that were written.
     """
     entries = list(tail_rows(txn, table.id))
-    codes = np.fromiter((entry[0] for entry in entries), dtype=np.int32, count=len(entries))
-    return _decoded(table, codes, [entry[3] for entry in entries])
+    codes = np.fromiter((entry[1] for entry in entries), dtype=np.int32, count=len(entries))
+    return _decoded(table, codes, [entry[0] for entry in entries], [entry[4] for entry in entries])
 
 
-def _decoded(table: StoredTable, codes: NDArray[np.int32], stored: Sequence[memoryview]) -> Rows:
+def _decoded(table: StoredTable, codes: NDArray[np.int32], keys: Sequence[bytes], stored: Sequence[memoryview]) -> Rows:
     """Packed rows of any layouts, in their order."""
     versions = np.fromiter((int.from_bytes(raw[4:6], "little") for raw in stored), dtype=np.int64, count=len(stored))
     parts, places = [], []
     for version in np.unique(versions).tolist():
         at = np.flatnonzero(versions == version)
-        parts.append(_of_layout(table, version, codes[at], [stored[place] for place in at.tolist()]))
+        chosen = at.tolist()
+        raws = [stored[place] for place in chosen]
+        parts.append(_of_layout(table, version, codes[at], [keys[place] for place in chosen], raws))
         places.append(at)
     rows = concat_rows(parts)
     return rows if len(parts) == 1 else rows.take(np.argsort(np.concatenate(places)))
 
 
-def _of_layout(table: StoredTable, version: int, codes: NDArray[np.int32], stored: list[memoryview]) -> Rows:
+def _of_layout(
+    table: StoredTable, version: int, codes: NDArray[np.int32], keys: list[bytes], stored: list[memoryview]
+) -> Rows:
     def name_of(row: int) -> object:
         return f"of code {codes[row]}"
 
@@ -57,7 +61,7 @@ def _of_layout(table: StoredTable, version: int, codes: NDArray[np.int32], store
         layout = OnlineIndex(table).layout(version, name_of)
         held = [number for number in dtypes if number in layout.places]
         places = [layout.places[number] for number in held]
-        event, created, commit, columns = layout.unpack_many(stored, table.name, name_of, places)
+        event, created, commit, columns = layout.unpack_many(stored, keys, table.name, name_of, places)
     except CorruptionError as error:
         # It speaks of online rows, and how to mend those.
         raise CorruptionError(
@@ -79,18 +83,20 @@ def find_in_tail(txn: ReadTxn, table: StoredTable, rows: Rows) -> tuple[NDArray[
     """Which of `rows` have one of their key and timestamps in the tail, and those, in the same order."""
     if not read_tail(txn, table.id).rows:
         return np.zeros(0, dtype=np.int64), None
-    found = [txn.get(key) for key in _keys(table, rows)]
+    keys = _keys(table, rows)
+    found = [txn.get(key) for key in keys]
     at = np.array([place for place, raw in enumerate(found) if raw is not None], dtype=np.int64)
     stored = [raw for raw in found if raw is not None]
-    return at, _decoded(table, rows.codes[at], stored) if stored else None
+    return at, _decoded(table, rows.codes[at], [keys[place] for place in at.tolist()], stored) if stored else None
 
 
 def append_rows(txn: WriteTxn, table: StoredTable, commit_id: int, rows: Rows) -> int:
     """Put rows into the tail, in place of those that have their keys and timestamps; their bytes."""
     names = {number: name for name, number in table.feature_ids.items()}
     columns = {names[number]: column for number, column in rows.columns.items()}
-    packed = OnlineIndex(table).pack(rows.event, rows.created, rows.commit, columns).tolist()
-    put_tail(txn, table.id, commit_id, zip(_keys(table, rows), packed, strict=True))
+    keys = Heap.of(_keys(table, rows))
+    packed = OnlineIndex(table).pack(keys, rows.event, rows.created, rows.commit, columns).tolist()
+    put_tail(txn, table.id, commit_id, zip(keys.tolist(), packed, strict=True))
     return sum(map(len, packed))
 
 

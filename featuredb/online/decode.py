@@ -87,13 +87,13 @@ class Decoder:
             for begin in range(start, stop, _BLOCK_ROWS):
                 end = min(begin + _BLOCK_ROWS, stop)
                 lookup.walk(begin, end)
-                self._decode(walked.data, walked.at, walked.size, begin, end, layout, plan)
+                self._decode(walked, walked.at, lookup.keys, begin, end, layout, plan)
             self._intern(walked, walked.at, start, stop, layout)
 
         over_rows(rows, work, threads, _ROWS_PER_THREAD_MIN)
         rest = lookup.rest(0, rows)
         if rest is not None:
-            self._decode(rest.data, rest.at, rest.size, 0, rows, layout, plan)
+            self._decode(rest, rest.at, lookup.keys, 0, rows, layout, plan)
             self._intern(rest, rest.at, 0, rows, layout)
         others = self.state == kernels.OTHER_LAYOUT
         for other in np.unique(self._version[others]).tolist() if others.any() else ():
@@ -101,7 +101,7 @@ class Decoder:
             layout = layout_of(other, int(np.argmax(chosen)))
             for part in (walked, rest) if rest is not None else (walked,):
                 at = np.where(chosen, part.at, kernels.ABSENT)
-                self._decode(part.data, at, part.size, 0, rows, layout, self._plan(layout))
+                self._decode(part, at, lookup.keys, 0, rows, layout, self._plan(layout))
                 self._intern(part, at, 0, rows, layout)
 
     def columns(self) -> list[Column]:
@@ -134,9 +134,9 @@ class Decoder:
 
     def _decode(
         self,
-        data: NDArray[np.uint8],
+        part: Located,
         at: NDArray[np.int64],
-        size: NDArray[np.int64],
+        keys: Heap,
         begin: int,
         end: int,
         layout: RowLayout,
@@ -144,8 +144,9 @@ class Decoder:
     ) -> None:
         words = [self._buffer.view(f"<u{width}") for width in (2, 4, 8)]
         kernels.decode(
-            data, at, size, begin, end, crc_tables(), layout.version, layout.fixed_bytes, *plan, self.state, self._head,
-            self._buffer, *words, self._valid.view(np.uint8), self._spans,
+            part.data, at, part.size, keys.data, keys.offsets, begin, end, crc_tables(), layout.version,
+            layout.fixed_bytes, *plan, self.state, self._head, self._buffer, *words, self._valid.view(np.uint8),
+            self._spans,
         )  # fmt: skip
 
     def _intern(self, part: Located, at: NDArray[np.int64], start: int, stop: int, layout: RowLayout) -> None:

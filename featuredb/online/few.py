@@ -49,16 +49,16 @@ def read_few(txn: ReadTxn, query: OnlineQuery, entity_rows: Sequence[Any], now_u
     except InputError:
         return None
     values: dict[str, list[Any]] = {name: [] for name in query.names}
-    stored: list[list[bytes | None]] = []
+    stored: list[list[tuple[bytes, bytes] | None]] = []
     asked = list(zip(*parts, strict=True))
     for plan in query.plans:
         found = [plan.find(txn, key) for key in asked]
         stored.append(found)
         columns = [values[name] for name in plan.outputs]
         named = [keys[name] for name in plan.columns]
-        for key, raw in zip(named[0] if len(named) == 1 else zip(*named, strict=True), found, strict=True):
-            if raw is not None:
-                event, read = plan.decode(raw, key)
+        for key, entry in zip(named[0] if len(named) == 1 else zip(*named, strict=True), found, strict=True):
+            if entry is not None:
+                event, read = plan.decode(*entry, key)
                 if plan.max_age_us is None or now_us - event <= plan.max_age_us:
                     for column, value in zip(columns, read, strict=True):
                         column.append(value)
@@ -69,8 +69,12 @@ def read_few(txn: ReadTxn, query: OnlineQuery, entity_rows: Sequence[Any], now_u
     def load() -> ResponseColumns:
         columns = key_columns(entities, keys)
         rows = [
-            plan.index.of_rows(raws, encode_keys([columns[name] for name in plan.columns]), plan.features)
-            for plan, raws in zip(query.plans, stored, strict=True)
+            plan.index.of_rows(
+                [entry and entry[1] for entry in found],
+                encode_keys([columns[name] for name in plan.columns]),
+                plan.features,
+            )
+            for plan, found in zip(query.plans, stored, strict=True)
         ]
         return respond(query, columns, rows, now_us)
 

@@ -149,7 +149,8 @@ class OnlineIndex:
         for start in range(0, len(order), step):
             stop = min(start + step, len(order))
             rows = slice(start, stop) if ordered else order[start:stop]
-            packed = self.pack(event[rows], created[rows], commit[rows], {n: c.take(rows) for n, c in columns.items()})
+            taken = {name: column.take(rows) for name, column in columns.items()}
+            packed = self.pack(names.part(start, stop), event[rows], created[rows], commit[rows], taken)
             full, values = names.part(start, stop).tolist(), packed.tolist()
             if lookup is not None:
                 wins = self._wins(lookup, keys, start, stop, packed)
@@ -169,11 +170,16 @@ class OnlineIndex:
         return whole_keys(self.prefix, keys).tolist()
 
     def pack(
-        self, event: NDArray[np.int64], created: NDArray[np.int64], commit: NDArray[Any], columns: Columns
+        self,
+        keys: Heap,
+        event: NDArray[np.int64],
+        created: NDArray[np.int64],
+        commit: NDArray[Any],
+        columns: Columns,
     ) -> Heap:
-        """Rows in the current layout, which is that of the features there are."""
+        """Rows of (whole) keys in the current layout, which is that of the features there are."""
         parts = [columns[self._names[feature_id]] for feature_id, _ in self.current.features]
-        return self.current.pack_many(event, created, commit, parts)
+        return self.current.pack_many(keys, event, created, commit, parts)
 
     def _wins(self, lookup: Lookup, keys: Heap, start: int, stop: int, packed: Heap) -> NDArray[np.bool_]:
         """Which of the rows `packed` are to be written; their keys are those from `start` up to `stop`."""
@@ -181,10 +187,14 @@ class OnlineIndex:
 
         outcome = np.full(stop - start, kernels.WINS, dtype=np.uint8)
         lookup.walk(start, stop)
+        key_offsets = lookup.keys.offsets[start : stop + 1]
         for part in (lookup.walked, lookup.rest(start, stop)):
             if part is not None:
                 at, size = part.at[start:stop], part.size[start:stop]
-                kernels.compare(part.data, at, size, packed.data, packed.offsets, crc_tables(), outcome)
+                kernels.compare(
+                    part.data, at, size, lookup.keys.data, key_offsets, packed.data, packed.offsets, crc_tables(),
+                    outcome,
+                )  # fmt: skip
         bad = np.flatnonzero(outcome == kernels.BAD)
         if len(bad):
             row = start + int(bad[0])
@@ -194,8 +204,11 @@ class OnlineIndex:
         if len(others):
             # Packed anew in the current layout, their content can be compared.
             stored = list(map(lookup.value, (start + others).tolist()))
-            rows = self.of_rows(stored, keys.take(start + others), list(self._dtypes))
-            anew = self.pack(rows.event, rows.created, rows.commit, rows.columns).tolist()
+            other_keys = keys.take(start + others)
+            rows = self.of_rows(stored, other_keys, list(self._dtypes))
+            anew = self.pack(
+                whole_keys(self.prefix, other_keys), rows.event, rows.created, rows.commit, rows.columns
+            ).tolist()
             fresh = packed.take(others).tolist()
             wins[others] = list(map(operator.ne, map(_values_bytes, anew), map(_values_bytes, fresh)))
         return wins
@@ -302,20 +315,20 @@ class OnlineIndex:
         key_of = self._key_of(full_keys)
         marks = b"".join(map(_version_bytes, stored))
         if len(marks) != 2 * len(stored):
-            read_headers(stored, self.name, key_of)  # raises: a row is too short to have a version
+            read_headers(stored, full_keys, self.name, key_of)  # raises: a row is too short to have a version
         versions = np.frombuffer(marks, dtype="<u2")
         present = np.unique(versions).tolist()
         if not present:
             present = [self.current.version]
         if len(present) == 1:
-            return self._decode_version(present[0], stored, names, key_of)
+            return self._decode_version(present[0], stored, full_keys, names)
         rows_of = [np.flatnonzero(versions == version) for version in present]
         parts = [
             self._decode_version(
                 version,
                 list(compress(stored, versions == version)),
+                list(compress(full_keys, versions == version)),
                 names,
-                self._key_of(list(compress(full_keys, versions == version))),
             )
             for version in present
         ]
@@ -331,14 +344,15 @@ class OnlineIndex:
         return joined.at(places)
 
     def _decode_version(
-        self, version: int, stored: Sequence[Buffer], names: Sequence[str], key_of: KeyName
+        self, version: int, stored: Sequence[Buffer], full_keys: Sequence[bytes], names: Sequence[str]
     ) -> OnlineRows:
+        key_of = self._key_of(full_keys)
         if version >= len(self.table.layouts):
-            read_headers(stored, self.name, key_of)  # most likely the checksum says it better
+            read_headers(stored, full_keys, self.name, key_of)  # most likely the checksum says it better
         layout = self.layout(version, key_of)
         place_of = {name: layout.places.get(self.table.feature_ids[name]) for name in names}
         kept = [place for place in place_of.values() if place is not None]
-        event, created, commit, values = layout.unpack_many(stored, self.name, key_of, kept)
+        event, created, commit, values = layout.unpack_many(stored, full_keys, self.name, key_of, kept)
         known = iter(values)
         columns = {
             name: null_column(self._dtypes[name], len(stored)) if place is None else next(known)

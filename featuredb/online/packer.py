@@ -1,4 +1,4 @@
-"""Packing one row of plain Python values: the bytes that `RowLayout.pack_many` gives, without arrays.
+"""Packing one row of plain Python values without arrays: the bytes of `RowLayout.pack_many`, but for the checksum.
 
 Plain means that a value is of the one Python type that needs no cast: int, float, bool, str, bytes and datetime, a
 numpy scalar or, for a vector, array of just the dtype, or None. Anything else is `NotPlain`: for the general path to
@@ -8,7 +8,6 @@ judge.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from featuredb.limits import TIMESTAMP_MAX_US, TIMESTAMP_MIN_US, VALUE_BYTES_MAX
-from featuredb.online.row import HEADER_CODES, RowLayout
+from featuredb.online.row import BODY_CODES, RowLayout
 from featuredb.online.row_reader import code_of
 from featuredb.schema import DType
 
@@ -105,7 +104,7 @@ class RowPacker:
         dtypes = [dtype for _, dtype in layout.features]
         self._version = layout.version
         self._null_bytes = layout.null_bytes
-        self._fixed = struct.Struct(f"{HEADER_CODES}{layout.null_bytes}s{''.join(map(code_of, dtypes))}")
+        self._fixed = struct.Struct(f"{BODY_CODES}{layout.null_bytes}s{''.join(map(code_of, dtypes))}")
         self._kinds = [_KINDS.get(dtype.name, int if dtype.is_integer else None) for dtype in dtypes]
         self._whole_max = [1 << (24 if dtype.name == "float32" else 53) for dtype in dtypes]
         found = [(place, _converter(dtype)) for place, dtype in enumerate(dtypes)]
@@ -115,7 +114,7 @@ class RowPacker:
         self._zeros = [bytes(dtype.numpy.itemsize) if dtype.is_vector else 0 for dtype in dtypes]
 
     def pack(self, values: list[Any], event_us: int, created_us: int, commit_id: int) -> bytes:
-        """The packed row. `values` is overwritten.
+        """The packed row behind its checksum, which `seal` puts there. `values` is overwritten.
 
         Raises
         ------
@@ -145,7 +144,7 @@ class RowPacker:
                 behind += raw
         bits = nulls.to_bytes(self._null_bytes, "little")
         try:
-            packed = self._fixed.pack(0, self._version, event_us, created_us, commit_id, bits, *values) + behind
+            packed: bytes = self._fixed.pack(self._version, event_us, created_us, commit_id, bits, *values) + behind
         except (struct.error, OverflowError):
             raise NotPlain from None
-        return zlib.crc32(packed[4:]).to_bytes(4, "little") + packed[4:]
+        return packed

@@ -39,12 +39,17 @@ class Lookup:
         At least one byte.
     keys : Heap
         In any order, repeats allowed.
+
+    Attributes
+    ----------
+    keys : Heap
+        The same, with `prefix` before each.
     """
 
     def __init__(self, txn: ReadTxn, prefix: bytes, keys: Heap) -> None:
         self._txn = txn
         # Behind the last key as many bytes as the walk reads ahead.
-        self._keys = whole_keys(prefix, keys, _WORD_BYTES)
+        self.keys = whole_keys(prefix, keys, _WORD_BYTES)
         self._tree = txn.tree(prefix)
         rows = len(keys)
         data = np.zeros(0, dtype=np.uint8) if self._tree is None else self._tree.pages
@@ -61,8 +66,8 @@ class Lookup:
                 tree.page_count,
                 tree.root,
                 tree.depth,
-                self._keys.data,
-                self._keys.offsets[start : stop + 1],
+                self.keys.data,
+                self.keys.offsets[start : stop + 1],
                 _masks(),
                 self.walked.at[start:stop],
                 self.walked.size[start:stop],
@@ -71,7 +76,7 @@ class Lookup:
     def rest(self, start: int, stop: int) -> Located | None:
         """Once these are walked: the values of keys that the walk could not settle, copied; None if there are none."""
         unsettled = start + np.flatnonzero(self.walked.at[start:stop] == kernels.UNSETTLED)
-        self._rest = _looked_up(self._txn, self._keys, unsettled) if len(unsettled) else None
+        self._rest = _looked_up(self._txn, self.keys, unsettled) if len(unsettled) else None
         return self._rest
 
     def value(self, row: int) -> bytes | None:

@@ -41,8 +41,8 @@ class TablePlan:
         # By the bytes of the layout's version.
         self.readers: dict[bytes, RowReader] = {}
 
-    def find(self, txn: ReadTxn, parts: Sequence[bytes | None]) -> bytes | None:
-        """The packed row of one key, of whose columns `parts` has the bytes; None if there is none."""
+    def find(self, txn: ReadTxn, parts: Sequence[bytes | None]) -> tuple[bytes, bytes] | None:
+        """Whole key and packed row of one key, of whose columns `parts` has the bytes; None if there is none."""
         places = self.key_places
         if len(places) == 1:
             packed = parts[places[0]]
@@ -51,14 +51,16 @@ class TablePlan:
             packed = None if None in chosen else b"".join(chosen)  # type: ignore[arg-type]
         if packed is None or len(packed) > KEY_BYTES_MAX:
             return None
-        return txn.get(self.prefix + packed)  # type: ignore[return-value]
+        full_key = self.prefix + packed
+        raw: bytes | None = txn.get(full_key)  # type: ignore[assignment]
+        return None if raw is None else (full_key, raw)
 
-    def decode(self, raw: bytes, key: object) -> tuple[int, list[Any]]:
+    def decode(self, full_key: bytes, raw: bytes, key: object) -> tuple[int, list[Any]]:
         """Event timestamp of a packed row, and its values in the order of `outputs`."""
         reader = self.readers.get(raw[4:6])
         if reader is None:
             reader = self._make_reader(raw, key)
-        return reader.read(raw, self.name, key)
+        return reader.read(raw, full_key, self.name, key)
 
     def _make_reader(self, raw: bytes, key: object) -> RowReader:
         if len(raw) < HEADER_BYTES:
@@ -147,10 +149,11 @@ class OnlineQuery:
             packed = self._pack(key)
         except InputError:
             return self._get_any(txn, key, now_us)
-        raw = txn.get(plan.prefix + packed) if len(packed) <= KEY_BYTES_MAX else None
+        full_key = plan.prefix + packed
+        raw = txn.get(full_key) if len(packed) <= KEY_BYTES_MAX else None
         if raw is None:
             return self._blank.copy()
-        event, values = plan.decode(raw, key)  # type: ignore[arg-type]
+        event, values = plan.decode(full_key, raw, key)  # type: ignore[arg-type]
         if plan.max_age_us is not None and now_us - event > plan.max_age_us:
             return self._blank.copy()
         return dict(zip(plan.outputs, values))  # noqa: B905 (strict= takes 0.2 us)
@@ -159,9 +162,9 @@ class OnlineQuery:
         parts = self._encode(key)
         result = self._blank.copy()
         for plan in self.plans:
-            raw = plan.find(txn, parts)
-            if raw is not None:
-                event, values = plan.decode(raw, key)
+            found = plan.find(txn, parts)
+            if found is not None:
+                event, values = plan.decode(*found, key)
                 if plan.max_age_us is None or now_us - event <= plan.max_age_us:
                     result.update(zip(plan.outputs, values))  # noqa: B905 (as above)
         return result

@@ -1,8 +1,8 @@
 """Packed online rows: one entity key's latest values as bytes, checksummed.
 
-Little-endian, no padding: crc32 of all that follows (u32), layout version (u16), event timestamp (i64),
-created timestamp (i64), commit id (u64), null bits (bit = 1: null), then the features in order, a fixed
-width each (vectors: their elements; strings, bytes and lists: u32 length of the value in bytes), then the
+Little-endian, no padding: crc32 of all that follows and then of the key (u32), layout version (u16), event
+timestamp (i64), created timestamp (i64), commit id (u64), null bits (bit = 1: null), then the features in order, a
+fixed width each (vectors: their elements; strings, bytes and lists: u32 length of the value in bytes), then the
 variable-width values one after the other (lists as `Column` has them in its heap).
 """
 
@@ -29,8 +29,8 @@ HEADER = np.dtype(
     [("crc", "<u4"), ("version", "<u2"), ("event", "<i8"), ("created", "<i8"), ("commit", "<u8")], align=False
 )
 HEADER_BYTES = HEADER.itemsize
-# The same for `struct`.
-HEADER_CODES = "<IHqqQ"
+# The same behind the checksum, for `struct`.
+BODY_CODES = "<HqqQ"
 _checked = itemgetter(slice(4, None))
 _header = itemgetter(slice(0, HEADER_BYTES))
 
@@ -43,15 +43,15 @@ def damaged(what: str, table: str, key: object) -> CorruptionError:
     )
 
 
-def read_headers(buffers: Sequence[Buffer], table: str, key_of: KeyName) -> NDArray[np.void]:
-    """Headers of all rows, their checksums verified; ``key_of(i)`` names row `i` in an error."""
+def read_headers(buffers: Sequence[Buffer], keys: Sequence[bytes], table: str, key_of: KeyName) -> NDArray[np.void]:
+    """Headers of the rows of these (whole) keys, their checksums verified; ``key_of(i)`` names row `i` in an error."""
     lengths = np.fromiter(map(len, buffers), dtype=np.int64, count=len(buffers))
     short = np.flatnonzero(lengths < HEADER_BYTES)
     if len(short):
         raise damaged(f"{lengths[short[0]]} bytes are too few for a row", table, key_of(int(short[0])))
     headers = np.frombuffer(b"".join(map(_header, buffers)), dtype=HEADER)
-    sums = np.fromiter(map(zlib.crc32, map(_checked, buffers)), dtype=np.uint32, count=len(buffers))
-    wrong = np.flatnonzero(sums != headers["crc"])
+    sums = map(zlib.crc32, keys, map(zlib.crc32, map(_checked, buffers)))
+    wrong = np.flatnonzero(np.fromiter(sums, dtype=np.uint32, count=len(buffers)) != headers["crc"])
     if len(wrong):
         raise damaged("its checksum does not match", table, key_of(int(wrong[0])))
     return headers
@@ -92,12 +92,13 @@ class RowLayout:
 
     def pack_many(
         self,
+        keys: Heap,
         event: NDArray[np.int64],
         created: NDArray[np.int64],
         commit: NDArray[Any],
         columns: Sequence[Column],
     ) -> Heap:
-        """One packed row per row of `columns` (in feature order); equal rows give equal bytes."""
+        """One row for each of the (whole) keys, from `columns` in feature order; equal rows differ in checksum only."""
         from featuredb.online import kernels
 
         rows = len(event)
@@ -133,24 +134,25 @@ class RowLayout:
             for source, starts, lengths in pieces:
                 kernels.copy_spans(source, starts, lengths, cursor, data)
                 cursor += lengths
-        kernels.checksum(data, offsets, crc_tables())
+        kernels.checksum(data, offsets, keys.data, keys.offsets, crc_tables())
         return Heap(offsets, data)
 
     def unpack_many(
         self,
         buffers: Sequence[Buffer],
+        keys: Sequence[bytes],
         table: str = "",
         key_of: KeyName = int,
         places: Sequence[int] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64], list[Column]]:
-        """Event, created and commit of all rows, and the columns at `places` (None: every feature).
+        """Event, created and commit of the rows of these (whole) keys, and the columns at `places` (None: all).
 
         Raises
         ------
         CorruptionError
             Names `table` and ``key_of(i)`` of the first row that is not what was written.
         """
-        headers = read_headers(buffers, table, key_of)
+        headers = read_headers(buffers, keys, table, key_of)
         raw = np.frombuffer(b"".join(buffers), dtype=np.uint8)
         sizes = np.fromiter(map(len, buffers), dtype=np.int64, count=len(buffers))
         self._raise_first(headers["version"] != self.version, "it has another layout than asked", table, key_of)

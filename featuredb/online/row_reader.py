@@ -58,8 +58,8 @@ class RowReader:
         order = [positions.get(one, missing) for one in feature_ids]
         self._arrange = None if order == list(range(missing)) else order
 
-    def read(self, raw: bytes, table: str = "", key: object = None) -> tuple[int, list[Any]]:
-        """Event timestamp in microseconds, and the values: plain Python values, None where null.
+    def read(self, raw: bytes, full_key: bytes, table: str = "", key: object = None) -> tuple[int, list[Any]]:
+        """Event timestamp in microseconds, and the values of the row stored under `full_key`: plain, None where null.
 
         A vector is a numpy array of shape (length,), read-only.
 
@@ -72,7 +72,7 @@ class RowReader:
             crc, version, event, bits, *values = self._unpack(raw)
         except struct.error:
             raise damaged(f"{len(raw)} bytes do not fit its layout", table, key) from None
-        if crc32(raw[4:]) != crc:
+        if crc32(full_key, crc32(raw[4:])) != crc:
             raise damaged("its checksum does not match", table, key)
         if version != self._version:
             raise damaged(f"it has layout {version}, not {self._version}", table, key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_COM
 from featuredb.offline.tail import table_readers
 from featuredb.recovery.repair import Repair
 from featuredb.schema import Entity
+from featuredb.storage.crc import is_sealed
 from featuredb.storage.keyspace import KeySpace, code_of, unpack_block
 from featuredb.storage.log import LOST
 from featuredb.storage.moving import STATE_KEY
@@ -53,7 +53,7 @@ def repair_definitions(work: Repair) -> None:
     spaces = {tuple(name.split("/")): number for name, number in found[b"k"].items()} | spaces
     version, next_id = 1, 1
     with suppress(CorruptionError):
-        version, next_id, *_ = unpack(txn.get(STATE_KEY) or b"", "the registry's state")
+        version, next_id, *_ = unpack(STATE_KEY, txn.get(STATE_KEY) or b"", "the registry's state")
     numbers = [*spaces.values(), *(table.id for table in tables.values())]
     registry = Registry(version, max([next_id, *(number + 1 for number in numbers)]), entities, tables, {}, spaces)
     services = {name: service for name, service in found[b"s"].items() if _resolves(registry, service)}
@@ -94,7 +94,7 @@ def _rewrite_space(work: Repair, space: KeySpace) -> int:
     keys: dict[int, bytes] = {}
     for key, raw in txn.scan(NS_CODE_BLOCK + number, b"\0"):
         with suppress(CorruptionError):
-            block = unpack_block(raw, "a block of entity keys").tolist()
+            block = unpack_block(key, raw, "a block of entity keys").tolist()
             first = KEYS_PER_BLOCK * int.from_bytes(key[5:], "big")
             keys |= {first + place: name for place, name in enumerate(block) if name}
     known = set(keys.values())
@@ -125,7 +125,7 @@ def repair_log(work: Repair) -> None:
     for key, raw in txn.scan(NS_COMMIT):
         number = int.from_bytes(key[1:], "big")
         try:
-            time_us, operation, _, _ = unpack(raw if len(key) == 9 else b"", "a commit")
+            time_us, operation, _, _ = unpack(key, raw if len(key) == 9 else b"", "a commit")
             # One under the number of another is out of order.
             if (records and time_us - before_us < number - before) or number < 1:
                 raise CorruptionError("a commit is out of order")
@@ -147,7 +147,8 @@ def repair_log(work: Repair) -> None:
             time_us, operation = records[number]
         else:
             time_us, operation = time_us + 1, LOST
-            txn.put(NS_COMMIT + number.to_bytes(8, "big"), pack([time_us, operation, None, 0]))
+            at = NS_COMMIT + number.to_bytes(8, "big")
+            txn.put(at, pack(at, [time_us, operation, None, 0]))
         work.operations[number] = operation
     if missing:
         shown = f"{', '.join(map(str, missing[:20]))}{', ...' if len(missing) > 20 else ''}"
@@ -159,7 +160,7 @@ def _last_of(work: Repair, table: StoredTable) -> int:
     txn = work.txn
     readers = table_readers(txn, SegmentCache(), table)
     history = max((int(reader.read_system(COMMIT).max()) for reader in readers), default=0)
-    online = (raw for _, raw in txn.scan(NS_ONLINE + table.id.to_bytes(4, "big")))
-    whole = (raw for raw in online if zlib.crc32(raw[4:]) == int.from_bytes(raw[:4], "little"))
+    online = txn.scan(NS_ONLINE + table.id.to_bytes(4, "big"))
+    whole = (raw for key, raw in online if is_sealed(key, raw))
     named = (int.from_bytes(raw[22:30], "little") for raw in whole)
     return max(history, read_tail(txn, table.id).commit_id, max(named, default=0))

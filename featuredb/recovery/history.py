@@ -23,6 +23,7 @@ from featuredb.limits import (
 )
 from featuredb.recovery.repair import Repair, descriptors
 from featuredb.recovery.segments import REPLACED_BACK, join_all, renew_segments
+from featuredb.storage.crc import is_sealed
 from featuredb.storage.manifest import (
     DEAD,
     Manifest,
@@ -35,7 +36,7 @@ from featuredb.storage.manifest import (
 from featuredb.storage.records import unpack
 from featuredb.storage.registry import StoredTable
 from featuredb.storage.segment import checksum
-from featuredb.storage.tail import drop_tail, put_tail, read_tail, tail_key, tail_rows
+from featuredb.storage.tail import drop_tail, put_tail, read_tail, tail_rows
 from featuredb.verify.history import check_table
 from featuredb.verify.report import Finding
 from featuredb.verify.strays import heads
@@ -76,9 +77,10 @@ def _repair_manifest(work: Repair, table: StoredTable) -> None:
 
 def _ref(work: Repair, table_id: int, number: int) -> SegmentRef:
     """What the manifest would say of a segment: of lists of replaced rows the newest counts."""
-    raw = work.txn.get(segment_key(table_id, number))
+    key = segment_key(table_id, number)
+    raw = work.txn.get(key)
     assert raw is not None
-    (rows, *_), _ = unpack(raw, f"the descriptor of segment {number} of table {table_id}")
+    (rows, *_), _ = unpack(key, raw, f"the descriptor of segment {number} of table {table_id}")
     crc = zlib.crc32(raw)
     last = work.txn.last(chunk_prefix(table_id, number) + DEAD.to_bytes(4, "big"))
     if last is None:
@@ -95,11 +97,11 @@ def _repair_tail(work: Repair, table: StoredTable, problems: Sequence[Finding]) 
         # Without a head it is not known how many rows there were.
         before = read_tail(txn, table.id) if txn.get(NS_TAIL + table.id.to_bytes(4, "big")) is not None else None
     with suppress(CorruptionError):
-        for code, event, created, raw in tail_rows(txn, table.id):
-            if _is_whole(table, event, created, raw) and work.has_key(table, np.array([code]))[0]:
-                rows.append((tail_key(table.id, code, event, created), bytes(raw)))
+        for key, code, event, created, raw in tail_rows(txn, table.id):
+            if _is_whole(table, key, (event, created), raw) and work.has_key(table, np.array([code]))[0]:
+                rows.append((key, bytes(raw)))
     if before is not None and len(rows) == before.rows:
-        # All are there, and yet they are not those that the head marks: one is under the key of another.
+        # All are there, and yet they are not those that the head marks: one is of before or after.
         rows = []
     commit = max((int.from_bytes(raw[22:30], "little") for _, raw in rows), default=0)
     drop_tail(txn, table.id)
@@ -109,12 +111,12 @@ def _repair_tail(work: Repair, table: StoredTable, problems: Sequence[Finding]) 
     work.lose(f"{count} of its tail", table=table.name)
 
 
-def _is_whole(table: StoredTable, event: int, created: int, raw: memoryview) -> bool:
+def _is_whole(table: StoredTable, key: bytes, times: tuple[int, int], raw: memoryview) -> bool:
     """Whether a packed row is as it was written, of these timestamps, and of a layout that is known."""
-    if len(raw) < _TIMES_AT + _TIMES.size or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "little"):
+    if len(raw) < _TIMES_AT + _TIMES.size or not is_sealed(key, raw):
         return False
     is_known = int.from_bytes(raw[4:6], "little") < len(table.layouts)
-    return is_known and _TIMES.unpack_from(raw, _TIMES_AT) == (event, created)
+    return is_known and _TIMES.unpack_from(raw, _TIMES_AT) == times
 
 
 def _drop_segments(work: Repair, table: StoredTable, problems: Sequence[Finding]) -> None:

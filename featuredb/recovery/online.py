@@ -12,6 +12,7 @@ from featuredb.offline.materialize import latest, materialize
 from featuredb.offline.tail import flush_tail
 from featuredb.online.index import OnlineIndex
 from featuredb.recovery.repair import Repair
+from featuredb.storage.crc import CRC_BYTES, seal
 from featuredb.storage.keyspace import KeySpace
 from featuredb.storage.log import LOST
 from featuredb.storage.pending import note_pending
@@ -78,7 +79,8 @@ def _sorted_out(work: Repair, table: StoredTable, index: OnlineIndex) -> tuple[l
             gone.append(key)
             raw = txn.get(index.prefix + key)
             if code >= 0 and raw is not None and (event, created) > newest.get(code, ()):
-                missed.append((tail_key(table.id, code, event, created), bytes(raw)))
+                at = tail_key(table.id, code, event, created)
+                missed.append((at, seal(at, bytes(raw[CRC_BYTES:]))))
     return gone, missed
 
 
@@ -102,9 +104,9 @@ def repair_rest(work: Repair, table: StoredTable) -> None:
 def _repair_rejected(work: Repair, table: StoredTable) -> None:
     """Keep the rejected rows that can be read, numbered anew."""
     rows = []
-    for _, raw in work.txn.scan(NS_REJECTED + table.id.to_bytes(4, "big")):
+    for key, raw in work.txn.scan(NS_REJECTED + table.id.to_bytes(4, "big")):
         with suppress(CorruptionError, TypeError):
-            rows.append(RejectedRow(*unpack(raw, "a rejected row")))
+            rows.append(RejectedRow(*unpack(key, raw, "a rejected row")))
     work.lose("some of its rejected rows", table=table.name)
     clear_rejected(work.txn, table.id)
     add_rejected(work.txn, table.id, [row for row in rows if 1 <= row.commit_id <= work.last_commit])

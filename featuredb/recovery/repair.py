@@ -104,7 +104,7 @@ def _drop_snapshots(work: Repair) -> None:
     for key, raw in txn.scan(NS_SNAPSHOT):
         name = f"number {int.from_bytes(key[1:], 'big')}"
         with check.guarded():
-            name = repr(unpack(raw, "a snapshot")[0])
+            name = repr(unpack(key, raw, "a snapshot")[0])
         work.lose(f"snapshot {name}")
     for namespace in (NS_STAGED, NS_PINNED, NS_SNAPSHOT, NS_UNDO):
         txn.delete_prefix(namespace)

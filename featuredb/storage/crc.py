@@ -1,15 +1,33 @@
-"""CRC-32 as of zlib, of many short byte strings at once."""
+"""CRC-32 as of zlib: of an entry with its key, and of many short byte strings at once."""
 
 from __future__ import annotations
 
+import zlib
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featuredb.storage.txn import Bytes
+
 _POLYNOMIAL = 0xEDB88320
 # Their checksums stay in the cache from one column of bytes to the next.
 _ROWS_AT_A_TIME = 1 << 14
+CRC_BYTES = 4
+
+
+def seal(key: Bytes, body: Bytes) -> bytes:
+    """What is stored under `key`: `body` behind a checksum of both, so that it is nothing under another key."""
+    return _sum(key, body).to_bytes(CRC_BYTES, "little") + body
+
+
+def is_sealed(key: Bytes, raw: Bytes) -> bool:
+    """Whether `raw` is what `seal` made for `key`."""
+    return len(raw) >= CRC_BYTES and _sum(key, raw[CRC_BYTES:]) == int.from_bytes(raw[:CRC_BYTES], "little")
+
+
+def _sum(key: Bytes, body: Bytes) -> int:
+    return zlib.crc32(key, zlib.crc32(body))
 
 
 @lru_cache(maxsize=1)

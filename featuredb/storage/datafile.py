@@ -94,12 +94,13 @@ def check(path: str, verify: Callable[[str], list[str]]) -> bytes:
 def encode_format(file_id: str, created_us: int) -> bytes:
     """The format record of a new file."""
     return pack(
+        limits.NS_FORMAT,
         {
             "magic": limits.FORMAT_MAGIC,
             "version": limits.FORMAT_VERSION,
             "file_id": file_id,
             "created_us": created_us,
-        }
+        },
     )
 
 
@@ -317,7 +318,7 @@ def _format_record(fd: int, meta: Meta) -> bytes | None:
 def check_format(path: str, record: bytes) -> None:
     """Raise unless a format record is that of a file which this library reads."""
     try:
-        found = unpack(record, f"{path}: its format record")
+        found = unpack(limits.NS_FORMAT, record, f"{path}: its format record")
         magic, version = found["magic"], found["version"]
     except CorruptionError:
         if limits.FORMAT_MAGIC.encode() in record:

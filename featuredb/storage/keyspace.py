@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featuredb.columns import Heap
 from featuredb.errors import CorruptionError, LimitError
 from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_KEY
-from featuredb.storage.crc import crc32_rows
+from featuredb.storage.crc import crc32_rows, is_sealed, seal
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keys import sort_order, whole_keys
 from featuredb.storage.records import decode, pack, wholes
@@ -49,16 +49,16 @@ def code_of(key: bytes, raw: memoryview) -> int | None:
     return code if code <= ENTITIES_MAX else None
 
 
-def _pack_block(keys: Heap) -> bytes:
+def _pack_block(key: bytes, keys: Heap) -> bytes:
     start, stop = int(keys.offsets[0]), int(keys.offsets[-1])
     offsets = (keys.offsets - start).astype("<u4")
     body = np.uint32(len(keys)).tobytes() + offsets.tobytes() + keys.data[start:stop].tobytes()
-    return zlib.crc32(body).to_bytes(4, "little") + body
+    return seal(key, body)
 
 
-def unpack_block(raw: memoryview, what: str) -> Heap:
-    """The keys of a block, empty where one was forgotten."""
-    if len(raw) < 12 or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "little"):
+def unpack_block(key: bytes | memoryview, raw: memoryview, what: str) -> Heap:
+    """The keys of the block stored under `key`, empty where one was forgotten."""
+    if len(raw) < 12 or not is_sealed(key, raw):
         raise CorruptionError(f"{what} is damaged: its checksum does not match; restore the file from a backup")
     count = int.from_bytes(raw[4:8], "little")
     start = 8 + 4 * (count + 1)
@@ -96,7 +96,7 @@ class KeySpace:
             generation, forgotten = wholes(record)
             return generation, forgotten
 
-        return decode(raw, f"the generation of key space {self.id}", facts)
+        return decode(self._block_prefix, raw, f"the generation of key space {self.id}", facts)
 
     def generation(self, txn: ReadTxn) -> int:
         """How often keys have been forgotten."""
@@ -148,8 +148,8 @@ class KeySpace:
             part = keys.part(done, done + step)
             stored = txn.get(key) if used else None
             if stored is not None:
-                part = Heap.concat([unpack_block(stored, self._block_name(block)), part])
-            txn.put(key, _pack_block(part))
+                part = Heap.concat([unpack_block(key, stored, self._block_name(block)), part])
+            txn.put(key, _pack_block(key, part))
             done += step
         return codes
 
@@ -161,13 +161,13 @@ class KeySpace:
             stored = txn.get(at)
             if stored is None:
                 raise CorruptionError(f"{self._block_name(block)} is missing; restore the file from a backup")
-            keys = unpack_block(stored, self._block_name(block)).tolist()
+            keys = unpack_block(at, stored, self._block_name(block)).tolist()
             for place in (part % KEYS_PER_BLOCK).tolist():
                 txn.delete(self._key_prefix + keys[place])
                 keys[place] = b""
-            txn.put(at, _pack_block(Heap.of(keys)))
+            txn.put(at, _pack_block(at, Heap.of(keys)))
         generation, forgotten = self._forgetting(txn)
-        txn.put(self._block_prefix, pack([generation + 1, forgotten + len(codes)]))
+        txn.put(self._block_prefix, pack(self._block_prefix, [generation + 1, forgotten + len(codes)]))
 
     def blocks(self, txn: ReadTxn, first_block: int = 0) -> Iterator[Heap]:
         """The keys in code order, a block at a time, from block `first_block` on."""
@@ -178,7 +178,7 @@ class KeySpace:
                 raise CorruptionError(f"{self._block_name(expected)} is missing; restore the file from a backup")
             if not full:
                 raise CorruptionError(f"{self._block_name(block - 1)} is not full; restore the file from a backup")
-            keys = unpack_block(value, self._block_name(block))
+            keys = unpack_block(key, value, self._block_name(block))
             full = len(keys) == KEYS_PER_BLOCK
             yield keys
             expected += 1

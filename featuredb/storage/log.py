@@ -45,7 +45,7 @@ def commit_of(key: bytes | memoryview, value: bytes | memoryview) -> Commit:
         whole(time_us, TIMESTAMP_MIN_US, TIMESTAMP_MAX_US)
         return Commit(number, time_us, text(operation), None if table is None else text(table), whole(rows))
 
-    return decode(value, f"the record of commit {number}", commit)
+    return decode(key, value, f"the record of commit {number}", commit)
 
 
 def last_commit(txn: ReadTxn) -> Commit | None:
@@ -61,7 +61,8 @@ def append_commit(txn: WriteTxn, operation: str, table: str | None, rows: int) -
     # Knowledge time asks which commits had happened by then: the clock may step back, the log may not.
     time_us = now_us if last is None else max(now_us, last.time_us + 1)
     commit = Commit(1 if last is None else last.id + 1, time_us, operation, table, rows)
-    txn.put(NS_COMMIT + commit.id.to_bytes(8, "big"), pack([time_us, operation, table, rows]))
+    key = NS_COMMIT + commit.id.to_bytes(8, "big")
+    txn.put(key, pack(key, [time_us, operation, table, rows]))
     return commit
 
 

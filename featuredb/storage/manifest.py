@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from featuredb.limits import NS_CHUNK, NS_MANIFEST, NS_PINNED, NS_SEGMENT, NS_STAGED, SEGMENT_ROWS_MAX
+from featuredb.storage.crc import seal
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
-from featuredb.storage.records import decode, pack, whole, wholes
+from featuredb.storage.records import Raw, decode, pack, unseal, whole, wholes
+from featuredb.storage.txn import Bytes
 
 SNAPSHOT_ID_BYTES = 6
 # Column id of the lists of dead rows among a segment's chunks.
@@ -66,11 +68,15 @@ def chunk_prefix(table_id: int, segment_id: int) -> bytes:
 
 def read_manifest(txn: ReadTxn, table_id: int) -> Manifest:
     """The manifest of a table; empty for a table that was never written."""
-    raw = txn.get(NS_MANIFEST + _table(table_id))
+    raw = txn.get(_key(table_id))
     return Manifest(table_id) if raw is None else _unpacked(raw, table_id)
 
 
-def _unpacked(raw: memoryview, table_id: int) -> Manifest:
+def _key(table_id: int) -> bytes:
+    return NS_MANIFEST + _table(table_id)
+
+
+def _unpacked(raw: Bytes, table_id: int) -> Manifest:
     def manifest(record: Any) -> Manifest:
         next_id, segments = record
         refs = tuple(_ref_of(*wholes(fields)) for fields in segments)
@@ -78,7 +84,7 @@ def _unpacked(raw: memoryview, table_id: int) -> Manifest:
         wholes((bound for ref in refs for bound in (ref.rows, ref.dead_count)), 0, SEGMENT_ROWS_MAX)
         return Manifest(table_id, refs, whole(next_id))
 
-    return decode(raw, f"the manifest of table {table_id}", manifest)
+    return decode(_key(table_id), raw, f"the manifest of table {table_id}", manifest)
 
 
 def _ref_of(number: int, crc: int, rows: int, version: int, count: int, checksum: int) -> SegmentRef:
@@ -86,14 +92,14 @@ def _ref_of(number: int, crc: int, rows: int, version: int, count: int, checksum
 
 
 def write_manifest(txn: WriteTxn, manifest: Manifest) -> None:
-    txn.put(NS_MANIFEST + _table(manifest.table_id), _packed(manifest))
+    txn.put(_key(manifest.table_id), _packed(manifest))
 
 
 def _packed(manifest: Manifest) -> bytes:
     segments = [
         [ref.id, ref.crc, ref.rows, ref.dead_version, ref.dead_count, ref.dead_checksum] for ref in manifest.segments
     ]
-    return pack([manifest.next_segment_id, segments])
+    return pack(_key(manifest.table_id), [manifest.next_segment_id, segments])
 
 
 # A snapshot holds copies of the manifests, and thereby the segments and lists of dead rows that they name.
@@ -106,13 +112,19 @@ def pin_key(table_id: int, snapshot_id: int) -> bytes:
 
 def pin_manifest(txn: WriteTxn, table_id: int, snapshot_id: int) -> None:
     """Let a snapshot hold the table's manifest as it is now."""
-    txn.put(pin_key(table_id, snapshot_id), _packed(read_manifest(txn, table_id)))
+    key = pin_key(table_id, snapshot_id)
+    txn.put(key, seal(key, _packed(read_manifest(txn, table_id))))
+
+
+def held_manifest(key: Bytes, raw: Raw) -> Raw:
+    """The value of the manifest that a snapshot holds a copy of; `CorruptionError` if that is damaged."""
+    return unseal(key, raw, f"the manifest of table {int.from_bytes(key[1:5], 'big')} that a snapshot holds")
 
 
 def pinned_manifests(txn: ReadTxn, table_id: int | None = None) -> Iterator[tuple[int, Manifest]]:
     """Snapshot id and manifest of every copy held, of one table or of all."""
     for key, raw in txn.scan(NS_PINNED + (b"" if table_id is None else _table(table_id))):
-        yield int.from_bytes(key[5:], "big"), _unpacked(raw, int.from_bytes(key[1:5], "big"))
+        yield int.from_bytes(key[5:], "big"), _unpacked(held_manifest(key, raw), int.from_bytes(key[1:5], "big"))
 
 
 def is_pinned(txn: ReadTxn, table_id: int, segment_id: int, dead_version: int | None = None) -> bool:
@@ -164,7 +176,7 @@ def drop_table(txn: WriteTxn, table_id: int) -> None:
     """Remove a table's whole history, save what a snapshot holds."""
     for ref in read_manifest(txn, table_id).segments:
         drop_segment(txn, table_id, ref.id)
-    txn.delete(NS_MANIFEST + _table(table_id))
+    txn.delete(_key(table_id))
 
 
 # A call that loads more than one batch writes each batch's segment in transactions of its own, so that

@@ -38,24 +38,24 @@ def settle(txn: ReadTxn) -> bytes:
         raw = txn.get(STATE_KEY)
     if raw is None or not is_marked(raw):
         return b"" if raw is None else bytes(raw)
-    return pack(_parts(raw)[:2])
+    return pack(STATE_KEY, _parts(raw)[:2])
 
 
 def raise_version(txn: WriteTxn) -> None:
     """Let no state from before be taken for one of the file that is about to be written."""
     version, next_id, *_ = _parts(txn.get(STATE_KEY))
-    txn.put(STATE_KEY, pack([version + 1, next_id]))
+    txn.put(STATE_KEY, pack(STATE_KEY, [version + 1, next_id]))
 
 
 def mark(txn: WriteTxn) -> None:
     """Say that the file is about to be replaced; each mark is another."""
     version, next_id, *before = _parts(txn.get(STATE_KEY))
-    txn.put(STATE_KEY, pack([version, next_id, before[0] + 1 if before else 1]))
+    txn.put(STATE_KEY, pack(STATE_KEY, [version, next_id, before[0] + 1 if before else 1]))
 
 
 def clear_mark(txn: WriteTxn) -> None:
     """Take away the mark, as the file was not replaced."""
-    txn.put(STATE_KEY, pack(_parts(txn.get(STATE_KEY))[:2]))
+    txn.put(STATE_KEY, pack(STATE_KEY, _parts(txn.get(STATE_KEY))[:2]))
 
 
 def clear_left_mark(env: Env) -> None:
@@ -67,4 +67,4 @@ def clear_left_mark(env: Env) -> None:
 
 
 def _parts(raw: Bytes | None) -> list[int]:
-    return [0, 1] if raw is None else list(unpack(bytes(raw), "the registry's state"))
+    return [0, 1] if raw is None else list(unpack(STATE_KEY, bytes(raw), "the registry's state"))

@@ -18,14 +18,16 @@ def _key(table_id: int) -> bytes:
 
 def pending_since(txn: ReadTxn, table_id: int) -> int | None:
     """The first commit whose rows have not been offered to the online values; None if all have."""
-    raw = txn.get(_key(table_id))
-    return None if raw is None else decode(raw, f"the pending mark of table {table_id}", whole)
+    key = _key(table_id)
+    raw = txn.get(key)
+    return None if raw is None else decode(key, raw, f"the pending mark of table {table_id}", whole)
 
 
 def note_pending(txn: WriteTxn, table_id: int, commit_id: int) -> None:
     """Remember that the rows of this commit have not been offered."""
-    if txn.get(_key(table_id)) is None:
-        txn.put(_key(table_id), pack(commit_id))
+    key = _key(table_id)
+    if txn.get(key) is None:
+        txn.put(key, pack(key, commit_id))
 
 
 def clear_pending(txn: WriteTxn, table_id: int) -> None:

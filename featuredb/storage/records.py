@@ -1,45 +1,49 @@
-"""Small records of the file: msgpack behind a CRC-32, so that a damaged one is never believed."""
+"""Small records of the file: msgpack sealed with its key, so that a damaged or misplaced one is never believed."""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import msgpack
 
 from featuredb.errors import CorruptionError
+from featuredb.storage.crc import CRC_BYTES, is_sealed, seal
+from featuredb.storage.txn import Bytes
 
 T = TypeVar("T")
+Raw = TypeVar("Raw", bytes, bytearray, memoryview)
 
-_CRC = struct.Struct("<I")
 # What comes of taking a record for something else than it is; errors in definitions are among them.
 _UNLIKE = (TypeError, ValueError, LookupError, AttributeError, OverflowError)
 
 
-def pack(record: object) -> bytes:
-    """`record` (dicts, lists, str, bytes, int, bool, None) as checksummed bytes."""
-    body: bytes = msgpack.packb(record, use_bin_type=True)
-    return _CRC.pack(zlib.crc32(body)) + body
+def pack(key: bytes, record: object) -> bytes:
+    """`record` (dicts, lists, str, bytes, int, bool, None) as it is stored under `key`."""
+    return seal(key, msgpack.packb(record, use_bin_type=True))
 
 
-def unpack(raw: bytes | memoryview, what: str) -> Any:
-    """The record `pack` made `raw` from; `CorruptionError` naming `what` if it is damaged."""
-    if len(raw) < _CRC.size or zlib.crc32(raw[_CRC.size :]) != _CRC.unpack_from(raw)[0]:
+def unseal(key: Bytes, raw: Raw, what: str) -> Raw:
+    """What was sealed for `key`; `CorruptionError` naming `what` if it is damaged."""
+    if not is_sealed(key, raw):
         raise CorruptionError(f"{what} is damaged: its checksum does not match; restore the file from a backup")
+    return raw[CRC_BYTES:]
+
+
+def unpack(key: Bytes, raw: Bytes, what: str) -> Any:
+    """The record `pack` made `raw` from; `CorruptionError` naming `what` if it is damaged."""
     try:
-        return msgpack.unpackb(raw[_CRC.size :], raw=False, strict_map_key=False)
+        return msgpack.unpackb(unseal(key, memoryview(raw), what), raw=False, strict_map_key=False)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptionError(f"{what} cannot be decoded: {error}; restore the file from a backup") from None
 
 
-def decode(raw: bytes | memoryview, what: str, make: Callable[[Any], T]) -> T:
+def decode(key: Bytes, raw: Bytes, what: str, make: Callable[[Any], T]) -> T:
     """What `make` makes of a record; `CorruptionError` naming `what` if it is damaged, or of another shape.
 
     A checksum that is right only says that the record is as someone wrote it.
     """
-    record = unpack(raw, what)
+    record = unpack(key, raw, what)
     try:
         return make(record)
     except _UNLIKE as error:

@@ -199,7 +199,7 @@ def definition_of(key: bytes | memoryview, raw: bytes | memoryview) -> tuple[str
     kind, raw_name = bytes(key[1:2]), bytes(key[2:])
     name = raw_name.decode(errors="backslashreplace")
     what = f"the definition of {KINDS[kind]} {name!r}"
-    return name, decode(raw, what, lambda record: _MAKERS[kind](raw_name.decode(), record))
+    return name, decode(key, raw, what, lambda record: _MAKERS[kind](raw_name.decode(), record))
 
 
 def read_registry(txn: ReadTxn) -> Registry:
@@ -208,13 +208,13 @@ def read_registry(txn: ReadTxn) -> Registry:
     if raw is None:
         return Registry()
     # What may follow says that the file is about to be replaced, see `storage.moving`.
-    version, next_id = decode(raw, "the registry's state", lambda record: (whole(record[0]), whole(record[1])))
+    facts = decode(STATE_KEY, raw, "the registry's state", lambda record: (whole(record[0]), whole(record[1])))
 
     def found(prefix: bytes) -> dict[str, Any]:
         return dict(starmap(definition_of, txn.scan(prefix)))
 
     spaces = {tuple(name.split("/")): number for name, number in found(_SPACE).items()}
-    return Registry(version, next_id, found(_ENTITY), found(_TABLE), found(_SERVICE), spaces)
+    return Registry(*facts, found(_ENTITY), found(_TABLE), found(_SERVICE), spaces)
 
 
 def write_registry(txn: WriteTxn, old: Registry, new: Registry) -> None:
@@ -229,10 +229,12 @@ def write_registry(txn: WriteTxn, old: Registry, new: Registry) -> None:
             txn.delete(prefix + name.encode())
         for name, definition in after.items():
             if before.get(name) != definition:
-                txn.put(prefix + name.encode(), pack(record(definition)))
+                key = prefix + name.encode()
+                txn.put(key, pack(key, record(definition)))
     for entities, number in new.spaces.items():
-        txn.put(_SPACE + "/".join(entities).encode(), pack(number))
-    txn.put(STATE_KEY, pack([old.version + 1, new.next_id]))
+        key = _SPACE + "/".join(entities).encode()
+        txn.put(key, pack(key, number))
+    txn.put(STATE_KEY, pack(STATE_KEY, [old.version + 1, new.next_id]))
 
 
 def _entity_record(entity: Entity) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _number(key: bytes | memoryview) -> int:
 def rejected_rows(txn: ReadTxn, table_id: int, first: int = 0) -> Iterator[RejectedRow]:
     """The rejected rows of a table, oldest first, from the one numbered `first` on."""
     for key, value in txn.scan(_prefix(table_id), first.to_bytes(8, "big")):
-        yield decode(value, f"rejected row {_number(key)} of table {table_id}", _of_record)
+        yield decode(key, value, f"rejected row {_number(key)} of table {table_id}", _of_record)
 
 
 def _of_record(record: Any) -> RejectedRow:
@@ -70,7 +70,8 @@ def add_rejected(txn: WriteTxn, table_id: int, rows: Sequence[RejectedRow]) -> N
     first_new = 0 if last is None else _number(last[0]) + 1
     for place, row in enumerate(rows[-REJECTED_ROWS_MAX:]):
         record = [row.commit_id, row.row, row.column, row.value, row.reason]
-        txn.put(prefix + (first_new + place).to_bytes(8, "big"), pack(record))
+        key = prefix + (first_new + place).to_bytes(8, "big")
+        txn.put(key, pack(key, record))
     surplus = count_rejected(txn, table_id) - REJECTED_ROWS_MAX
     if surplus > 0:
         keys = [bytes(key) for (key, _), _ in zip(txn.scan(prefix), range(surplus), strict=False)]

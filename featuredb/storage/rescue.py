@@ -178,7 +178,7 @@ def _ours(path: str, entries: Iterator[tuple[bytes, bytes]], rescued: Rescued) -
         known += 1
         if key == NS_FORMAT:
             try:
-                unpack(value, "the format record")
+                unpack(key, value, "the format record")
             except CorruptionError:
                 continue
             datafile.check_format(path, value)

@@ -81,7 +81,8 @@ class SegmentInfo:
 def read_info(txn: ReadTxn, table_id: int, ref: SegmentRef) -> SegmentInfo:
     """The descriptor of the segment `ref`."""
     what = f"the descriptor of segment {ref.id} of table {table_id}"
-    raw = txn.get(segment_key(table_id, ref.id))
+    key = segment_key(table_id, ref.id)
+    raw = txn.get(key)
     if raw is None or zlib.crc32(raw) != ref.crc:
         raise CorruptionError(f"{what} is missing or damaged; restore the file from a backup")
 
@@ -95,7 +96,7 @@ def read_info(txn: ReadTxn, table_id: int, ref: SegmentRef) -> SegmentInfo:
         event_min, event_max, code_min, code_max = wholes(zone, _LEAST, _GREATEST)
         return SegmentInfo(table_id, ref.id, rows, event_min, event_max, code_min, code_max, columns)
 
-    return decode(raw, what, info)
+    return decode(key, raw, what, info)
 
 
 def _column_of(fields: Any, rows: int) -> ColumnInfo:

@@ -93,14 +93,14 @@ def _taken(values: NDArray[Any], rows: NDArray[Any] | slice) -> NDArray[Any]:
     return uniform(int(values[0]), int(np.count_nonzero(rows)) if rows.dtype == np.bool_ else len(rows))
 
 
-def _pack_info(info: SegmentInfo) -> bytes:
+def _pack_info(key: bytes, info: SegmentInfo) -> bytes:
     columns = []
     for column in info.columns.values():
         chunks = [[*at, *ref] for at, ref in column.chunks.items()]
         facts = [column.id, column.dtype.name, column.encoding, column.chunk_rows, column.null_count]
         columns.append([*facts, column.width, column.base, column.exponent, chunks])
     zone = [info.rows, info.event_min, info.event_max, info.code_min, info.code_max]
-    return pack([zone, columns])
+    return pack(key, [zone, columns])
 
 
 class SegmentEncoder:
@@ -148,8 +148,9 @@ class SegmentEncoder:
         rows = self._rows
         columns = {one.id: self._info(one) for one in self._plans}
         zone = (int(rows.event.min()), int(rows.event.max()), int(rows.codes[0]), int(rows.codes[-1]))
-        raw = _pack_info(SegmentInfo(self._table_id, self._id, len(rows), *zone, columns))
-        return segment_key(self._table_id, self._id), raw, SegmentRef(self._id, zlib.crc32(raw), len(rows))
+        key = segment_key(self._table_id, self._id)
+        raw = _pack_info(key, SegmentInfo(self._table_id, self._id, len(rows), *zone, columns))
+        return key, raw, SegmentRef(self._id, zlib.crc32(raw), len(rows))
 
     def _info(self, one: Plan) -> ColumnInfo:
         packing = one.packing

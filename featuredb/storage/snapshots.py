@@ -39,12 +39,13 @@ from featuredb.limits import (
     WRITE_TIMEOUT_SECONDS,
 )
 from featuredb.schema import check_name
+from featuredb.storage.crc import seal
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
 from featuredb.storage.filemap import Tree
 from featuredb.storage.log import append_commit, last_commit
-from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pin_key, pin_manifest, pinned_manifests, unpin
+from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, held_manifest, pin_key, pin_manifest, pinned_manifests, unpin
 from featuredb.storage.moving import settle
-from featuredb.storage.records import binary, decode, pack, text, whole
+from featuredb.storage.records import Raw, binary, decode, pack, text, unseal, whole
 from featuredb.storage.txn import Bytes
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -98,7 +99,7 @@ def _unpacked(key: memoryview, raw: memoryview) -> tuple[Snapshot, dict[bytes, b
         held = {binary(key): binary(entry) for key, entry in definitions}
         return Snapshot(text(name), whole(commit_id), time_us, number), held
 
-    return decode(raw, f"the record of snapshot {number}", snapshot)
+    return decode(key, raw, f"the record of snapshot {number}", snapshot)
 
 
 def snapshots(txn: ReadTxn) -> list[Snapshot]:
@@ -129,8 +130,8 @@ def create_snapshot(txn: WriteTxn, name: str, table_ids: Sequence[int]) -> Snaps
     # The commit's own number: it is never given out again, so whoever reads at a snapshot can tell it was dropped.
     commit = append_commit(txn, f"snapshot {name}", None, 0)
     snapshot = Snapshot(name, 0 if before is None else before.id, commit.time_us, commit.id)
-    record = [name, snapshot.commit_id, snapshot.time_us, definitions]
-    txn.put(NS_SNAPSHOT + _id_bytes(snapshot.id), pack(record))
+    key = NS_SNAPSHOT + _id_bytes(snapshot.id)
+    txn.put(key, pack(key, [name, snapshot.commit_id, snapshot.time_us, definitions]))
     for table_id in table_ids:
         pin_manifest(txn, table_id, snapshot.id)
     return snapshot
@@ -171,13 +172,20 @@ def _pass_on(txn: WriteTxn, prefix: bytes, to_id: int) -> None:
     head = NS_UNDO + _id_bytes(to_id)
     for batch in _batches(txn, prefix):
         keys = [head + key[_UNDO_HEAD:] for key, _ in batch]
-        _put_missing(txn, keys, [value for _, value in batch])
+        _put_missing(txn, keys, [_saved(key, value) for key, value in batch])
 
 
-def _put_missing(txn: WriteTxn, keys: list[bytes], values: Sequence[bytes]) -> None:
+def _saved(key: Bytes, raw: Raw) -> Raw:
+    """The online row that was saved under `key`; empty if there was none."""
+    return unseal(key, raw, f"the online row {bytes(key[_UNDO_HEAD + 4 :])!r} that a snapshot has saved")
+
+
+def _put_missing(txn: WriteTxn, keys: list[bytes], rows: Sequence[Bytes]) -> None:
+    """Save rows, or that there was none, under those of the keys that have nothing yet."""
     held = set(map(bytes, map(itemgetter(0), txn.get_many(keys))))
     lacking = list(map(not_, map(held.__contains__, keys)))
-    txn.put_many(zip(compress(keys, lacking), compress(values, lacking), strict=True))
+    wanted = list(compress(keys, lacking))
+    txn.put_many(zip(wanted, map(seal, wanted, compress(rows, lacking)), strict=True))
 
 
 def online_saver(txn: WriteTxn, table_id: int) -> Callable[[list[bytes]], None] | None:
@@ -193,7 +201,7 @@ def online_saver(txn: WriteTxn, table_id: int) -> Callable[[list[bytes]], None] 
     def save(keys: list[bytes]) -> None:
         stored = {bytes(key): bytes(value) for key, value in txn.get_many(keys)}
         undo = list(map(head.__add__, map(_online_tail, keys)))
-        # An empty value says that there was no row.
+        # An empty row says that there was none.
         _put_missing(txn, undo, list(map(stored.get, keys, repeat(b""))))
 
     return save
@@ -260,11 +268,15 @@ class SnapshotTxn(ReadTxn):
         space = bytes(key[:1])
         if space == NS_ONLINE:
             for layer in self._layers():
-                saved = self._inner.get(layer + bytes(key[1:]))
-                if saved is not None:
+                name = layer + bytes(key[1:])
+                raw = self._inner.get(name)
+                if raw is not None:
+                    saved = _saved(name, raw)
                     return saved if len(saved) else None
         elif space == NS_MANIFEST:
-            return self._inner.get(pin_key(int.from_bytes(key[1:5], "big"), self.snapshot.id))
+            held = pin_key(int.from_bytes(key[1:5], "big"), self.snapshot.id)
+            raw = self._inner.get(held)
+            return None if raw is None else held_manifest(held, raw)
         elif space == NS_DEFINITION:
             record = self._definitions.get(bytes(key))
             return None if record is None else memoryview(record)
@@ -282,10 +294,10 @@ class SnapshotTxn(ReadTxn):
         for layer in self._layers():
             saved = self._inner.get_many(list(map(layer.__add__, map(_online_tail, left))))
             if saved:
-                found.update((NS_ONLINE + bytes(key[_UNDO_HEAD:]), value) for key, value in saved)
+                found.update((NS_ONLINE + bytes(key[_UNDO_HEAD:]), _saved(key, raw)) for key, raw in saved)
                 left = list(compress(left, map(not_, map(found.__contains__, left))))
         found.update((bytes(key), value) for key, value in self._inner.get_many(left))
-        # An empty value says that there was no row.
+        # An empty row says that there was none.
         pairs = ((bytes(key), found.get(bytes(key))) for key in keys)
         return [(memoryview(key), value) for key, value in pairs if value]
 
@@ -314,20 +326,20 @@ class SnapshotTxn(ReadTxn):
             for key, raw in self._inner.scan(NS_PINNED + prefix[1:]):
                 held = NS_MANIFEST + bytes(key[1:5])
                 if key[5:] == own and held >= prefix + start:
-                    yield memoryview(held), raw
+                    yield memoryview(held), held_manifest(key, raw)
         elif space != NS_TAIL:
             yield from self._inner.scan(prefix, start)
 
     def _scan_online(self, prefix: bytes, start: bytes) -> Iterator[tuple[memoryview, memoryview]]:
         """Current and saved rows merged by key; of one key the oldest layer's, which comes first."""
 
-        def ranked(rank: int, under: bytes, head: int) -> Iterator[tuple[bytes, int, memoryview]]:
-            for key, value in self._inner.scan(under, start):
-                yield bytes(key[head:]), rank, value
+        def ranked(rank: int, under: bytes) -> Iterator[tuple[bytes, int, memoryview]]:
+            for key, raw in self._inner.scan(under, start):
+                yield bytes(key[_UNDO_HEAD:]), rank, _saved(key, raw)
 
         layers = self._layers()
-        streams = [ranked(rank, layer + prefix[1:], _UNDO_HEAD) for rank, layer in enumerate(layers)]
-        streams.append(ranked(len(layers), prefix, 1))
+        streams = [ranked(rank, layer + prefix[1:]) for rank, layer in enumerate(layers)]
+        streams.append((bytes(key[1:]), len(layers), value) for key, value in self._inner.scan(prefix, start))
         done = None
         for tail, _, value in heapq.merge(*streams, key=itemgetter(0, 1)):
             if tail != done and len(value):

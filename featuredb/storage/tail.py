@@ -8,13 +8,13 @@ row is put here once, packed just as its online row is, and is read with the oth
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from featuredb.errors import CorruptionError
 from featuredb.limits import ENTITIES_MAX, NS_TAIL, TAIL_BYTES_MAX, TAIL_ROWS_MAX
+from featuredb.storage.crc import CRC_BYTES
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.records import decode, pack, wholes
 from featuredb.storage.txn import Bytes
@@ -33,7 +33,7 @@ class Tail:
     """What is known of the tail of a table.
 
     Its rows, the bytes that they take packed, and the last commit that changed it. ``marks`` is the exclusive or of
-    a checksum for each row, of its key and of the checksum it begins with: so no row can be lost, or change its key.
+    their checksums, which are also of their keys: so no row can be lost.
     """
 
     rows: int = 0
@@ -53,7 +53,8 @@ def tail_key(table_id: int, code: int, event_us: int, created_us: int) -> bytes:
 
 def read_tail(txn: ReadTxn, table_id: int) -> Tail:
     """What there is in the tail of a table."""
-    raw = txn.get(_head(table_id))
+    key = _head(table_id)
+    raw = txn.get(key)
     if raw is None:
         return Tail()
 
@@ -61,15 +62,15 @@ def read_tail(txn: ReadTxn, table_id: int) -> Tail:
         rows, nbytes, commit_id, marks = wholes(record)
         return Tail(rows, nbytes, commit_id, marks)
 
-    return decode(raw, f"the head of the tail of table {table_id}", tail)
+    return decode(key, raw, f"the head of the tail of table {table_id}", tail)
 
 
-def _mark(key: Bytes, raw: Bytes) -> int:
-    return zlib.crc32(raw[:4], zlib.crc32(key))
+def _mark(raw: Bytes) -> int:
+    return int.from_bytes(raw[:CRC_BYTES], "little")
 
 
-def tail_rows(txn: ReadTxn, table_id: int) -> Iterator[tuple[int, int, int, memoryview]]:
-    """Code, event and created timestamp, and the packed row, of every row in total order.
+def tail_rows(txn: ReadTxn, table_id: int) -> Iterator[tuple[bytes, int, int, int, memoryview]]:
+    """Key, code, event and created timestamp, and the packed row, of every row in total order.
 
     Raises
     ------
@@ -80,11 +81,11 @@ def tail_rows(txn: ReadTxn, table_id: int) -> Iterator[tuple[int, int, int, memo
     for key, raw in txn.scan(_head(table_id), b"\0"):
         if len(key) != _KEY_BYTES:
             break
-        rows, marks = rows + 1, marks ^ _mark(key, raw)
+        rows, marks = rows + 1, marks ^ _mark(raw)
         code, event, created = _ROW.unpack_from(key, _TABLE_BYTES)
         if code > ENTITIES_MAX:
             raise CorruptionError(f"the tail of table {table_id} is damaged: it has code {code}; restore a backup")
-        yield code, event - _SIGN, created - _SIGN, raw
+        yield bytes(key), code, event - _SIGN, created - _SIGN, raw
     tail = read_tail(txn, table_id)
     if (rows, marks) != (tail.rows, tail.marks):
         raise CorruptionError(
@@ -95,11 +96,11 @@ def tail_rows(txn: ReadTxn, table_id: int) -> Iterator[tuple[int, int, int, memo
 
 def tail_codes(txn: ReadTxn, table_id: int) -> list[int]:
     """The entity codes that have rows in the tail."""
-    return list(dict.fromkeys(code for code, _, _, _ in tail_rows(txn, table_id)))
+    return list(dict.fromkeys(code for _, code, _, _, _ in tail_rows(txn, table_id)))
 
 
 def put_tail(txn: WriteTxn, table_id: int, commit_id: int, rows: Iterable[tuple[bytes, Bytes]]) -> Tail:
-    """Add rows, under keys from `tail_key`; one that is there already is replaced."""
+    """Add rows, packed for their keys from `tail_key`; one that is there already is replaced."""
     before = read_tail(txn, table_id)
     count, nbytes, marks = before.rows, before.nbytes, before.marks
     for key, raw in rows:
@@ -108,11 +109,12 @@ def put_tail(txn: WriteTxn, table_id: int, commit_id: int, rows: Iterable[tuple[
             count += 1
         else:
             nbytes -= len(replaced)
-            marks ^= _mark(key, replaced)
+            marks ^= _mark(replaced)
         nbytes += len(raw)
-        marks ^= _mark(key, raw)
+        marks ^= _mark(raw)
         txn.put(key, raw)
-    txn.put(_head(table_id), pack([count, nbytes, commit_id, marks]))
+    head = _head(table_id)
+    txn.put(head, pack(head, [count, nbytes, commit_id, marks]))
     return Tail(count, nbytes, commit_id, marks)
 
 

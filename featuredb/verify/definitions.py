@@ -35,7 +35,7 @@ def check_format(check: Check) -> None:
             whole(record["created_us"])
             return record["magic"], whole(record["version"])
 
-        magic, version = decode(raw, "the format record", facts)
+        magic, version = decode(NS_FORMAT, raw, "the format record", facts)
         if magic != FORMAT_MAGIC or not 1 <= version <= FORMAT_VERSION:
             check.problem(f"the format record says {magic!r}, version {version!r}")
 

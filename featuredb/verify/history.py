@@ -265,12 +265,12 @@ def _check_tail(check: Check, table: StoredTable) -> SegmentReader | None:
             if next(check.txn.scan(NS_TAIL + table.id.to_bytes(4, "big")), None) is not None:
                 check.problem("it has entries, and its head counts none", **where)
             return None
-        keys = np.array([entry[:3] for entry in tail_rows(check.txn, table.id)], dtype=np.int64)
+        keys = np.array([entry[1:4] for entry in tail_rows(check.txn, table.id)], dtype=np.int64)
         rows = read_tail_rows(check.txn, table)
         if not np.array_equal(keys, np.stack([rows.codes, rows.event, rows.created], axis=1)):
             check.problem("it has a row under the key of another", **where)
             return None
-        if sum(len(entry[3]) for entry in tail_rows(check.txn, table.id)) != tail.nbytes:
+        if sum(len(entry[4]) for entry in tail_rows(check.txn, table.id)) != tail.nbytes:
             check.problem("its head counts other bytes than its rows have", **where)
         if not 1 <= tail.commit_id <= check.last_commit:
             check.problem(f"its head names commit {tail.commit_id}, which is not logged", **where)

@@ -45,7 +45,7 @@ from featuredb.storage.snapshots import SnapshotTxn, find_snapshot, snapshots
 from featuredb.storage.tail import read_tail
 
 from . import children
-from .hostile import mutated, mutated_record, repaired, with_crc
+from .hostile import mutated, mutated_record, repaired, sealed
 from .mutants import PAGE_BYTES, Base, make_bases, read_bases
 from .results import Outcome
 from .runs import scratch, stop_threads
@@ -117,7 +117,7 @@ def _record(*spaces: bytes) -> Callable[..., Any]:
             if keys:
                 key = rng.choice(keys)
                 raw = source.entries[key]
-                raw = mutated_record(rng, raw) if rng.random() < 0.9 else _noise(rng, raw)
+                raw = mutated_record(rng, key, raw) if rng.random() < 0.9 else _noise(rng, key, raw)
                 decode(transaction({**source.entries, key: raw}), source, key)
 
         case.__name__ = decode.__name__
@@ -126,9 +126,9 @@ def _record(*spaces: bytes) -> Callable[..., Any]:
     return decorated
 
 
-def _noise(rng: random.Random, raw: bytes) -> bytes:
+def _noise(rng: random.Random, key: bytes, raw: bytes) -> bytes:
     body = rng.randbytes(rng.randrange(64)) if rng.random() < 0.5 else bytes(mutated(rng, raw))
-    return with_crc(body) if rng.random() < 0.8 else body
+    return sealed(key, body) if rng.random() < 0.8 else body
 
 
 @_record(limits.NS_DEFINITION)
@@ -179,7 +179,7 @@ def _entity_keys(rng: random.Random, source: Source) -> None:
     """Blocks of keys, codes in the tree, the generation of a key space."""
     key = rng.choice(source.keys(limits.NS_CODE_BLOCK, limits.NS_KEY))
     raw = source.entries[key]
-    raw = mutated_record(rng, raw) if len(key) == 5 and rng.random() < 0.8 else bytes(mutated(rng, raw))
+    raw = mutated_record(rng, key, raw) if len(key) == 5 and rng.random() < 0.8 else bytes(mutated(rng, raw))
     entries = repaired(source.entries, {**source.entries, key: raw}, lie=False, upwards=False)
     txn, number = transaction(entries), int.from_bytes(key[1:5], "big")
     space, table = KeySpace(number), next(t for t in source.registry.tables.values() if t.space_id == number)
@@ -200,7 +200,7 @@ def _tails(rng: random.Random, source: Source) -> None:
         return
     key = rng.choice(keys)
     raw = source.entries[key]
-    raw = mutated_record(rng, raw) if len(key) == 5 else bytes(mutated(rng, raw))
+    raw = mutated_record(rng, key, raw) if len(key) == 5 else bytes(mutated(rng, raw))
     txn = transaction(repaired(source.entries, {**source.entries, key: raw}, lie=True, upwards=len(key) > 5))
     table = source.table(key[1:5])
     if read_tail(txn, table.id).rows:
@@ -210,14 +210,14 @@ def _tails(rng: random.Random, source: Source) -> None:
 def _online_rows(rng: random.Random, source: Source) -> None:
     """A packed online row, by itself and as a column, and by compiled code."""
     key = rng.choice(source.keys(limits.NS_ONLINE))
-    raw = with_crc(bytes(mutated(rng, source.entries[key][4:])))
+    raw = sealed(key, bytes(mutated(rng, source.entries[key][4:])))
     table = source.table(key[1:5])
     index, features = OnlineIndex(table), list(table.feature_ids.values())
     txn, name = transaction({**source.entries, key: raw}), Heap.of([key[5:]])
     kind = rng.randrange(3)
     if kind == 0:
         version = int.from_bytes(raw[4:6], "little")
-        RowReader(index.layout(version, lambda _: "a key"), features).read(raw, table.name, "a key")
+        RowReader(index.layout(version, lambda _: "a key"), features).read(raw, key, table.name, "a key")
     elif kind == 1:
         index.read(txn, name)
     else:
@@ -242,7 +242,7 @@ def _segments(rng: random.Random, source: Source) -> None:
     mine = {key: raw for key, raw in source.entries.items() if key[:1] in (b"f", b"h") and key[1:13] == name[1:13]}
     whole = rng.random() < 0.5
     key = name if whole else rng.choice(sorted(mine))
-    raw = mutated_record(rng, mine[key]) if key == name else bytes(mutated(rng, mine[key]))
+    raw = mutated_record(rng, key, mine[key]) if key == name else bytes(mutated(rng, mine[key]))
     entries = {**mine, key: raw}
     if not whole:
         entries = repaired(mine, entries, lie=False)

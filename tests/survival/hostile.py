@@ -7,7 +7,8 @@ import zlib
 from typing import Any
 
 from featuredb import limits
-from featuredb.storage.manifest import DEAD
+from featuredb.storage.crc import CRC_BYTES, seal
+from featuredb.storage.manifest import DEAD, SNAPSHOT_ID_BYTES
 from featuredb.storage.records import pack, unpack
 from featuredb.storage.segment import checksum
 
@@ -22,7 +23,6 @@ _WORDS = (
     "int8", "uint64", "float64", "string", "bool", "timestamp", "float64[65536]", "list[string]", "packed", "plain",
     "heap", "null", "dictionary", "\u00e9", "a" * 300,
 )  # fmt: skip
-_CRC_BYTES = 4
 
 
 def mutated(rng: random.Random, raw: bytes) -> bytearray:
@@ -51,26 +51,31 @@ def mutated(rng: random.Random, raw: bytes) -> bytearray:
     return changed
 
 
-def mutated_record(rng: random.Random, raw: bytes) -> bytes:
+def mutated_record(rng: random.Random, key: bytes, raw: bytes) -> bytes:
     """The record that says something else, with its checksum right; of bytes that are none, `mutated` ones."""
+    if key[:1] in _COPIES:
+        return seal(key, mutated_record(rng, copied_from(key), raw[CRC_BYTES:]))
     if rng.random() < 0.1:
-        return with_crc(bytes(mutated(rng, raw[_CRC_BYTES:])))
+        return seal(key, bytes(mutated(rng, raw[CRC_BYTES:])))
     try:
-        said = unpack(raw, "a record")
+        said = unpack(key, raw, "a record")
     except Exception:
         return bytes(mutated(rng, raw))
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         said = _otherwise(rng, said)
-    return pack(said)
+    return pack(key, said)
 
 
-def with_crc(body: bytes) -> bytes:
-    """The bytes of a record, block or row behind their checksum."""
-    return zlib.crc32(body).to_bytes(_CRC_BYTES, "little") + body
+def sealed(key: bytes, body: bytes) -> bytes:
+    """The bytes of a record, block or row behind every checksum that is expected under `key`."""
+    return seal(key, seal(copied_from(key), body) if key[:1] in _COPIES else body)
 
 
 def _otherwise(rng: random.Random, said: Any) -> Any:
     """With one part of it, or all, replaced."""
+    if isinstance(said, list) and list(map(type, said)) == [bytes, bytes] and rng.random() < 0.8:
+        # An entry of a snapshot's definitions.
+        return [said[0], mutated_record(rng, said[0], said[1])]
     inside = said and isinstance(said, list | dict)
     if inside and rng.random() < 0.85:
         at = rng.choice(list(said) if isinstance(said, dict) else range(len(said)))
@@ -87,8 +92,6 @@ def _otherwise(rng: random.Random, said: Any) -> Any:
         else:
             copied[at] = _otherwise(rng, copied[at])
         return copied
-    if isinstance(said, bytes) and len(said) > _CRC_BYTES and rng.random() < 0.8:
-        return mutated_record(rng, said)
     return _other(rng, said)
 
 
@@ -119,20 +122,31 @@ def repaired(
         value, space = fixed[key], key[:1]
         if space == limits.NS_KEY and len(value) >= 4:
             fixed[key] = value[:4] + zlib.crc32(key[5:] + value[:4]).to_bytes(4, "little") + value[8:]
-        elif (space == limits.NS_CODE_BLOCK or space in _ROWS) and len(value) > _CRC_BYTES:
-            fixed[key] = with_crc(value[_CRC_BYTES:])
+        elif space in _COPIES and len(value) >= 2 * CRC_BYTES:
+            fixed[key] = sealed(key, value[2 * CRC_BYTES :])
+        elif space not in _UNSEALED and len(value) >= CRC_BYTES:
+            fixed[key] = seal(key, value[CRC_BYTES:])
     # From the bottom up: chunks, descriptors, manifests.
     for repair in (_repair_chunks, _repair_manifests, _repair_tails) if upwards else ():
         repair(fixed, lie)
     return fixed
 
 
-_ROWS = {limits.NS_UNDO, limits.NS_TAIL, limits.NS_ONLINE}
+_UNSEALED = {limits.NS_KEY, limits.NS_STAGED, limits.NS_CHUNK}
+# Of values that stood, with their checksums, under other keys.
+_COPIES = {limits.NS_PINNED, limits.NS_UNDO}
 
 
-def _said(raw: bytes | None) -> Any:
+def copied_from(key: bytes) -> bytes:
+    """The key that what a snapshot holds or has saved under `key` is a copy from."""
+    if key[:1] == limits.NS_PINNED:
+        return limits.NS_MANIFEST + key[1:5]
+    return limits.NS_ONLINE + key[1 + SNAPSHOT_ID_BYTES :]
+
+
+def _said(key: bytes, raw: bytes | None) -> Any:
     try:
-        return None if raw is None else unpack(raw, "a record")
+        return None if raw is None else unpack(key, raw, "a record")
     except Exception:
         return None
 
@@ -140,7 +154,7 @@ def _said(raw: bytes | None) -> Any:
 def _repair_chunks(entries: dict[bytes, bytes], lie: bool) -> None:
     """Lengths and checksums of chunks in the descriptors that name them."""
     for key in [key for key in entries if key[:1] == limits.NS_SEGMENT]:
-        said = _said(entries[key])
+        said = _said(key, entries[key])
         try:
             for column in said[1]:
                 for ref in column[-1]:
@@ -148,7 +162,7 @@ def _repair_chunks(entries: dict[bytes, bytes], lie: bool) -> None:
                     raw = entries.get(name + bytes([ref[1]]))
                     if raw is not None:
                         ref[2:] = [len(raw), checksum(raw)]
-            entries[key] = pack(said)
+            entries[key] = pack(key, said)
         except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError):
             # It has no shape any more that could be put right.
             continue
@@ -157,21 +171,25 @@ def _repair_chunks(entries: dict[bytes, bytes], lie: bool) -> None:
 def _repair_manifests(entries: dict[bytes, bytes], lie: bool) -> None:
     """Checksums of descriptors and dead lists in the manifests, live and held, that name them."""
     for key in [key for key in entries if key[:1] in (limits.NS_MANIFEST, limits.NS_PINNED)]:
-        said, table = _said(entries[key]), key[1:5]
+        table, is_held = key[1:5], key[:1] == limits.NS_PINNED
+        manifest = copied_from(key) if is_held else key
+        said = _said(manifest, entries[key][CRC_BYTES:] if is_held else entries[key])
         try:
             for ref in said[1]:
                 number = ref[0].to_bytes(8, "big")
-                raw = entries.get(limits.NS_SEGMENT + table + number)
+                descriptor = limits.NS_SEGMENT + table + number
+                raw = entries.get(descriptor)
                 if raw is not None:
                     ref[1] = zlib.crc32(raw)
                     if lie:
-                        ref[2] = _said(raw)[0][0]
+                        ref[2] = _said(descriptor, raw)[0][0]
                 chunk = limits.NS_CHUNK + table + number + DEAD.to_bytes(4, "big") + ref[3].to_bytes(4, "big") + b"\0"
                 if chunk in entries:
                     ref[5] = checksum(entries[chunk])
                     if lie:
                         ref[4] = len(entries[chunk]) // 4
-            entries[key] = pack(said)
+            packed = pack(manifest, said)
+            entries[key] = seal(key, packed) if is_held else packed
         except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError):
             continue
 
@@ -180,12 +198,12 @@ def _repair_tails(entries: dict[bytes, bytes], lie: bool) -> None:
     """What the heads of tails say of their rows."""
     for head in [key for key in entries if key[:1] == limits.NS_TAIL and len(key) == 5]:
         rows = [(key, raw) for key, raw in entries.items() if key.startswith(head) and len(key) == 25]
-        said = _said(entries[head])
+        said = _said(head, entries[head])
         if isinstance(said, list) and len(said) == 4:
             marks = 0
-            for key, raw in rows:
-                marks ^= zlib.crc32(raw[:4], zlib.crc32(key))
+            for _, raw in rows:
+                marks ^= int.from_bytes(raw[:CRC_BYTES], "little")
             said[0], said[3] = len(rows), marks
             if lie:
                 said[1] = sum(len(raw) for _, raw in rows)
-            entries[head] = pack(said)
+            entries[head] = pack(head, said)

@@ -159,7 +159,7 @@ def _nested(db: fdb.Database) -> None:
 
 
 def _snapshots(db: fdb.Database) -> None:
-    """Snapshots that hold a segment and online rows, a forgotten key, an alias, a table that is not kept online."""
+    """Snapshots that hold a segment and online rows, rows loaded apart, a forgotten key, an alias, an offline table."""
     one = fdb.FeatureTable("one", ["key"], [fdb.Feature("v", "float32")])
     service = fdb.FeatureService("both", ["copy:v"], aliases={"copy": fdb.Alias("one", {"key": "other"})})
     source = fdb.FileSource("x.csv", event_timestamp_column="t", created_timestamp_column="c")
@@ -173,6 +173,7 @@ def _snapshots(db: fdb.Database) -> None:
     db.ingest("one", rows | {"v": [9, 9, 9, 9]})
     db.snapshot("second")
     db.ingest("one", {name: values[:1] for name, values in rows.items()} | {"event_timestamp": _times(2)[1:]})
+    db.ingest("one", rows | {"key": list("efgh")}, to="online")
 
 
 # --- mutants ----------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ def mutated_entries(rng: random.Random, entries: dict[bytes, bytes]) -> tuple[di
         kind = rng.choices(("change", "exchange", "delete", "rename", "copy"), (12, 2, 1, 1, 1))[0]
         done.append(f"{kind} {key[:40].hex()}")
         if kind == "change":
-            fresh[key] = mutated_record(rng, fresh[key]) if space in _RECORDS else _changed(rng, fresh[key])
+            fresh[key] = mutated_record(rng, key, fresh[key]) if space in _RECORDS else _changed(rng, key, fresh[key])
         elif kind == "exchange":
             other = rng.choice(keys)
             fresh[key], fresh[other] = fresh[other], fresh[key]
@@ -247,9 +248,9 @@ _RECORDS = {
 }  # fmt: skip
 
 
-def _changed(rng: random.Random, value: bytes) -> bytes:
+def _changed(rng: random.Random, key: bytes, value: bytes) -> bytes:
     # Records among rows and blocks are changed as such: the heads of tails, and what was forgotten.
-    return mutated_record(rng, value) if rng.random() < 0.3 else bytes(mutated(rng, value))
+    return mutated_record(rng, key, value) if rng.random() < 0.3 else bytes(mutated(rng, value))
 
 
 # --- pages ------------------------------------------------------------------------------------

@@ -110,8 +110,8 @@ FAULTS = (
     StorageFault(
         "the checksum of records is not checked",
         "featuredb/storage/records.py",
-        " or zlib.crc32(raw[_CRC.size :]) != _CRC.unpack_from(raw)[0]",
-        "",
+        "    if not is_sealed(key, raw):\n",
+        "    if len(raw) < CRC_BYTES:\n",
         "bitflips",
     ),
     StorageFault(

@@ -35,8 +35,8 @@ def _is_set(data, start, null):
 
 @njit(**_options)
 def decode(
-    data, at, size, begin, end, tables, version, fixed_bytes, fields, variable, state, head, bytes1, bytes2, bytes4,
-    bytes8, valid, spans,
+    data, at, size, keys, key_offsets, begin, end, tables, version, fixed_bytes, fields, variable, state, head, bytes1,
+    bytes2, bytes4, bytes8, valid, spans,
 ):  # fmt: skip
     """Spread the rows from `begin` up to `end` over columns; a row whose `at` is negative is left as it is.
 
@@ -46,7 +46,7 @@ def decode(
     ``head`` takes event, created, commit and layout, `valid` has flags for each output column, `state` says what
     became of a row.
     """
-    check(data, at, size, begin, end, tables, state)
+    check(data, at, size, keys, key_offsets, begin, end, tables, state)
     for row in range(begin, end):
         start = at[row]
         if start < 0 or state[row] == BAD:
@@ -156,7 +156,7 @@ def copy_spans(data, starts, lengths, targets, out):
 
 
 @njit(**_options)
-def compare(data, at, size, fresh, fresh_offsets, tables, outcome):
+def compare(data, at, size, keys, key_offsets, fresh, fresh_offsets, tables, outcome):
     """Which fresh rows are to replace the stored ones: `LOSES`, `WINS`, `BAD`, or `OTHER_LAYOUT` if that decides.
 
     A row whose `at` is negative is left as it is. The later in (event, created, commit) counts, unless the values are
@@ -167,7 +167,8 @@ def compare(data, at, size, fresh, fresh_offsets, tables, outcome):
         if one < 0:
             continue
         end, other = one + size[row], fresh_offsets[row]
-        if size[row] < ROW_HEADER or crc32(data, one + 4, end, tables) != u32(data, one):
+        first, last = key_offsets[row], key_offsets[row + 1]
+        if size[row] < ROW_HEADER or crc32(data, one + 4, end, keys, first, last, tables) != u32(data, one):
             outcome[row] = BAD
             continue
         event, created = np.int64(u64(data, one + 6)), np.int64(u64(data, one + 14))
