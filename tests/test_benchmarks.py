@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import featuredb as fdb
-from benchmarks import child, commits, join_sqlite, lab, measures, pagecache, peers, run, scale
+from benchmarks import checksums, child, commits, join_sqlite, lab, measures, pagecache, peers, run, scale
 from benchmarks.__main__ import main
 from benchmarks.check import WrongAnswerError, compare, digest, digests
 from benchmarks.data import generate
@@ -490,3 +491,16 @@ def test_small_commits_are_timed_beside_what_another_process_writes(
         small = sum(commit.table == "small" for commit in db.log())
         assert small == sum(int(row[1]) for row in cells)
         assert sum(commit.table == "large" for commit in db.log()) > 1
+
+
+@pytest.mark.usefixtures("a_segment_each")
+def test_checksums_cost_a_first_join_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checksums, "in_process", child.act)
+    checksums.main([*SIZES[:-1], "2"])
+    _, _, *rows, _, cost = capsys.readouterr().out.splitlines()
+    cells = {row.strip("|").split("|")[0].strip(): row.strip("|").split("|")[-1].strip() for row in rows}
+    assert list(cells) == [checksums.CHECKED, checksums.UNCHECKED, checksums.AGAIN]
+    assert [checked == "0.0 MiB" for checked in cells.values()] == [False, True, True]
+    assert re.fullmatch(r"Checking \d+ chunks takes .* of a first join\.", cost)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,10 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """Code in a process of its own; ``sys.argv[1:]`` are the arguments."""
+def python(code: str, *arguments: object, under: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Code in a process of its own, started by the command `under`; ``sys.argv[1:]`` are the arguments."""
     preamble = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import featuredb as fdb\n"
-    command = [sys.executable, "-c", preamble + code, *map(str, arguments)]
+    command = [*under, sys.executable, "-c", preamble + code, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -200,7 +200,7 @@ def test_databases_in_memory_are_separate_and_leave_nothing() -> None:
     assert not folder.exists()
 
 
-READ_ONLY = """
+READING = """
 import os, shutil, tempfile
 from pathlib import Path
 from test_processes import KEYS, batch, check_join, rounds
@@ -232,7 +232,16 @@ def read(path):
                 raise AssertionError("written")
         assert rounds(db) == ([0], [0])
 
+def told(function):
+    try:
+        function()
+    except fdb.FileError as error:
+        print(error)
+
 path = Path(sys.argv[1])
+"""
+
+UNPRIVILEGED = """
 # What is imported and compiled when it is used may be out of another user's reach.
 with tempfile.TemporaryDirectory() as other:
     shutil.copyfile(path, other + "/copy.fdb")
@@ -241,19 +250,10 @@ if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 read(path)
-try:
-    fdb.open(path)
-except fdb.FileError as error:
-    print(error)
-try:
-    fdb.open(path.with_name("new.fdb"))
-except fdb.FileError as error:
-    print(error)
+told(lambda: fdb.open(path))
+told(lambda: fdb.open(path.with_name("new.fdb")))
 with fdb.open(path, read_only=True) as db:
-    try:
-        db.backup(path.with_name("backup.fdb"))
-    except fdb.FileError as error:
-        print(error)
+    told(lambda: db.backup(path.with_name("backup.fdb")))
 """
 
 
@@ -273,7 +273,7 @@ def test_a_file_that_cannot_be_written_is_read_by_another_user(path: Path, lock_
             each.chmod(0o444)
         before = file.read_bytes()
         folder.chmod(folder_mode)
-        with python(READ_ONLY, file) as process:
+        with python(READING + UNPRIVILEGED, file) as process:
             told = process.communicate()[0].splitlines()
         assert process.returncode == 0
         names = sorted(os.listdir(folder))
@@ -287,6 +287,88 @@ def test_a_file_that_cannot_be_written_is_read_by_another_user(path: Path, lock_
         assert len(told) == 3
     assert all("permission" in line and "; " in line for line in told)
     assert "read_only=True" in told[0]
+
+
+# Before the command, options of a mount, and what is mounted where; as many of these three as wanted.
+MOUNT = 'while [ "$1" != -- ]; do mount --bind -o "$1" "$2" "$3" || exit 77; shift 3; done; shift; exec "$@"'
+
+
+def mounted(*mounts: object) -> list[str]:
+    """A command that starts another with mounts of its own, which are gone with it; skips the test where it cannot."""
+    privileges = [] if os.getuid() == 0 else ["--map-root-user"]
+    command = ["unshare", "--mount", *privileges, "sh", "-c", MOUNT, "sh", *map(str, mounts), "--"]
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare, to mount for one process alone")
+    tried = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"this system lets nothing be mounted for one process alone: {tried.stderr.strip()}")
+    return command
+
+
+MOUNTED = """
+from test_cli import failure, text
+
+other = Path(sys.argv[2])
+read(path)
+assert text("info", path) and text("verify", path).endswith(": ok\\n")
+assert "read-only" in failure("compact", path) and "read_only=" not in failure("compact", path)
+told(lambda: fdb.open(path))
+told(lambda: fdb.open(path.with_name("new.fdb")))
+told(lambda: fdb.salvage(path, path.with_name("salvaged.fdb")))
+with fdb.open(path, read_only=True) as db:
+    told(lambda: db.backup(path.with_name("backup.fdb")))
+    db.backup(other / "backup.fdb", check=True)
+    training = db.get_historical_features({"user": [1], "event_timestamp": ["2014-01-01"]}, ["a:round"])
+    told(lambda: training.to_parquet(path.with_name("training.parquet")))
+read(other / "backup.fdb")
+"""
+
+
+@pytest.mark.parametrize("lock_file", ["missing", "there"])
+def test_a_file_on_a_read_only_file_system_is_read(path: Path, tmp_path: Path, lock_file: str) -> None:
+    with fdb.open(path) as db:
+        db.snapshot("before")
+    folder, other = tmp_path / "mounted", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    file = folder / path.name
+    shutil.copyfile(path, file)
+    if lock_file == "there":
+        shutil.copyfile(f"{path}-lock", f"{file}-lock")
+    names, before = sorted(os.listdir(folder)), file.read_bytes()
+    with python(READING + MOUNTED, file, other, under=mounted("ro", folder, folder)) as process:
+        told = process.communicate()[0].splitlines()
+    assert process.returncode == 0
+    assert (sorted(os.listdir(folder)), file.read_bytes()) == (names, before)
+    assert len(told) == 5
+    assert all("ead-only file system" in line or "file system is read-only" in line for line in told)
+    assert all("; " in line and ".tmp" not in line for line in told)
+    assert "read_only=True" in told[0]
+
+
+WRITTEN = """
+with fdb.open(path) as db:
+    db.ingest("a", batch(1))
+    told(db.compact)
+    told(lambda: db.backup(path.with_name("backup.fdb")))
+    assert rounds(db) == ([1], [0]) and db.verify().ok
+    db.ingest("b", batch(1))
+"""
+
+
+def test_a_file_that_can_be_written_in_a_read_only_folder_is_not_replaced(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    mounts: list[object] = ["ro", folder, folder]
+    for name in (path.name, f"{path.name}-lock"):
+        (folder / name).touch()
+        mounts += ["rw", tmp_path / name, folder / name]
+    with python(READING + WRITTEN, folder / path.name, under=mounted(*mounts)) as process:
+        told = process.communicate()[0].splitlines()
+    assert process.returncode == 0
+    assert ["file system is read-only; " in line for line in told] == [True, True]
+    with fdb.open(path) as db:
+        assert rounds(db) == ([1], [1])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

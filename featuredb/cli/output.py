@@ -25,6 +25,7 @@ _CLI_WORDS = (
     ("name it with event_timestamp_column", "name it with --event-timestamp-column"),
     ("; check the path, or open it with create=True", "; check the path"),
     ("; delete it, then open it with create=True", "; delete it, and make the file anew with the Python API"),
+    (", or open it with read_only=True", ""),
     ("; pass data, or apply it", "; give DATA, or apply it"),
     ("or use to='both'", "or use --to both"),
 )

@@ -109,6 +109,11 @@ def file_error(path: str, error: Exception, done: str) -> FileError:
     if isinstance(error, FileError):
         return error
     code = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
+    if code == errno.EROFS:
+        return FileError(
+            f"{path}: cannot be {done}: its file system is read-only; give a path that can be written, "
+            "or open it with read_only=True"
+        )
     if code in NOT_ALLOWED:
         return FileError(
             f"{path}: cannot be {done}: permission denied; check the permissions of the file, its folder and "
@@ -139,6 +144,13 @@ def successor_name(path: str) -> str:
     """The name of the file that is to take the place of `path`: the same each time, so that none is left behind."""
     folder, name = os.path.split(path)
     return os.path.join(folder, f".{name[:100]}.{zlib.crc32(os.fsencode(name)):08x}.compact")
+
+
+def discard(temporary: str) -> None:
+    """Remove the file `temporary` if it is there and can be removed."""
+    # A read-only file system refuses also where there is none. That must not hide the error that led here.
+    with contextlib.suppress(OSError):
+        os.unlink(temporary)
 
 
 def publish(temporary: str, path: str) -> bool:

@@ -84,8 +84,7 @@ def create_file(path: str) -> None:
     except (OSError, EngineError) as error:
         raise datafile.file_error(path, error, "created") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        datafile.discard(temporary)
 
 
 def open_files(path: str, *, readonly: bool, durable: bool, map_bytes: int) -> tuple[Any, int]:

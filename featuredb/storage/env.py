@@ -184,6 +184,7 @@ class Core:
         """Write entries, in the order of their keys, to a new file; the number of its last transaction.
 
         Every page of it is new, so that it has no byte of any other entry. A read must be active, to hold the map.
+        What the engine raises is for the caller to translate, who knows what the file is for.
         """
         engine = None
         try:
@@ -193,8 +194,6 @@ class Core:
                     target.cursor().putmulti(batch, append=True)
             engine.sync(True)
             return int(engine.info()["last_txnid"])
-        except EngineError as error:
-            raise datafile.file_error(path, error, "written") from error
         finally:
             if engine is not None:
                 engine.close()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from featuredb.errors import FeatureDBError, FileError
 from featuredb.storage import datafile
+from featuredb.storage.engine import EngineError
 from featuredb.storage.moving import clear_mark, mark, raise_version, settle
 from featuredb.storage.txn import Bytes, ReadTxn
 
@@ -79,9 +80,9 @@ def rewrite(env: Env) -> None:
         The disk is full, or the folder cannot be written. Nothing has changed.
     """
     temporary = datafile.successor_name(env.path)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)  # left by a process that was killed
     with _temporary(temporary, env.path, "rewritten"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # left by a process that was killed
         env.write(raise_version)
         with env.read() as txn:
             written = env.core.write_clean(temporary, _batches(txn))
@@ -117,13 +118,12 @@ def _mark_all(env: Env, written: int) -> int:
 
 @contextlib.contextmanager
 def _temporary(temporary: str, path: str, done: str) -> Iterator[None]:
-    """Remove the file `temporary` at the end, and raise what the system says as an error about `path`."""
+    """Remove the file `temporary` at the end, and raise what the system or the engine says as an error about `path`."""
     try:
         yield
     except FeatureDBError:
         raise
-    except OSError as error:
+    except (OSError, EngineError) as error:
         raise datafile.file_error(path, error, done) from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        datafile.discard(temporary)
