@@ -563,7 +563,7 @@ def test_values_from_data_cannot_control_the_terminal() -> None:
 def test_json_values_are_plain() -> None:
     moment = datetime(2024, 1, 1, 13, tzinfo=UTC)
     given = {
-        "time": moment, "naive": np.datetime64("2024-01-01T13:00", "us"), "nat": np.datetime64("NaT"),
+        "time": moment, "naive": np.datetime64("2024-01-01T13:00", "us"), "nat": np.datetime64("NaT", "s"),
         "floats": [float("nan"), float("inf"), -float("inf"), 1.5], "bytes": b"\x00\xff", "status": fdb.Status.PRESENT,
         "array": np.array([1, 2], dtype=np.int8), "age": timedelta(minutes=1),
     }  # fmt: skip

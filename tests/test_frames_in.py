@@ -212,7 +212,7 @@ def test_no_rows_fit_every_dtype(dtype: str, container: str) -> None:
     assert read(values, dtype) == []
 
 
-@pytest.mark.parametrize("null", [None, pd.NA, pd.NaT, np.ma.masked, np.datetime64("NaT")])
+@pytest.mark.parametrize("null", [None, pd.NA, pd.NaT, np.ma.masked, np.datetime64("NaT", "us")])
 def test_every_null_is_null(null: Any) -> None:
     assert read([datetime(1970, 1, 1), null], "timestamp") == [0, None]
 
@@ -623,7 +623,7 @@ def test_one_timestamp_of_every_kind() -> None:
     assert as_us("1970-01-02T00:00:00Z", "now") == 86_400_000_000
 
 
-@pytest.mark.parametrize("wrong", [5, 1.5, None, pd.NaT, np.datetime64("NaT"), "x", pd.Timestamp(1), [1], True])
+@pytest.mark.parametrize("wrong", [5, 1.5, None, pd.NaT, np.datetime64("NaT", "us"), "x", pd.Timestamp(1), [1], True])
 def test_anything_else_is_no_timestamp(wrong: Any) -> None:
     with pytest.raises(InputError, match=r"^known_at: value "):
         as_us(wrong, "known_at")

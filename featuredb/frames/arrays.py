@@ -70,7 +70,7 @@ def _filled(column: Column, valid: NDArray[np.bool_] | None) -> NDArray[Any]:
     data = column.data.view("M8[us]") if column.dtype.name == "timestamp" else column.data
     if valid is None or column.filled or not (column.dtype.is_float or column.dtype.name == "timestamp"):
         return data
-    return np.where(valid, data, data.dtype.type("NaT" if data.dtype.kind == "M" else "nan"))
+    return np.where(valid, data, np.array("NaT" if data.dtype.kind == "M" else "nan", dtype=data.dtype))
 
 
 def to_numpy(column: Column) -> NDArray[Any]:

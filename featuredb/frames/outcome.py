@@ -93,7 +93,12 @@ def from_numpy(
     cast = None if target.text else cast_array(values, target.dtype, nan_is_null)
 
     def show(row: int) -> str:
-        return str(values[row]) if values.dtype.kind == "M" else short(values[row].item())
+        if values.dtype.kind != "M":
+            return short(values[row].item())
+        try:
+            return str(values[row])
+        except OverflowError:  # beyond what numpy can write, since its version 2.5
+            return f"{values[row].astype(np.int64)} ({values.dtype})"
 
     if cast is not None:
         return finish(cast, valid, target.dtype, show)

@@ -261,6 +261,9 @@ class SnapshotTxn(ReadTxn):
         self._layer_ids = None
         self._inner.__exit__(kind, error, at)
 
+    def follow(self) -> None:
+        """Do nothing: when it began it made sure of the file, and a mark among its definitions has no meaning."""
+
     def id(self) -> int:
         return self._inner.id()
 
