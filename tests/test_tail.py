@@ -243,6 +243,25 @@ def test_a_damaged_tail_is_refused(db: fdb.Database) -> None:
         assert {(one.table, one.column) for one in report.problems} == {("t", "tail")}
 
 
+def test_a_damaged_tail_is_not_taken_for_one_without_the_key(db: fdb.Database) -> None:
+    define(db)
+    db.ingest("t", rows(1, 2))
+    with db._env.read() as txn:
+        key, raw = next((bytes(key), bytes(raw)) for key, raw in txn.scan(limits.NS_TAIL) if len(key) > 5)
+
+    def move(txn: Any) -> None:
+        txn.delete(key)
+        # To the key of the other user's.
+        txn.put(key[:8] + b"\1" + key[9:], raw)
+
+    with db._env.writer():
+        db._env.write(move, durable=False)
+    before = stored(db)
+    with pytest.raises(fdb.CorruptionError, match=r"tail of .* damaged.*backup"):
+        db.forget({"user": [1]})
+    assert stored(db) == before
+
+
 # --- rows appended without arrays ---------------------------------------------------------------
 
 
