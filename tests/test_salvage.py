@@ -28,6 +28,7 @@ from featuredb.limits import (
     NS_MANIFEST,
     NS_ONLINE,
     NS_PENDING,
+    NS_PINNED,
     NS_REJECTED,
     NS_SEGMENT,
     NS_TAIL,
@@ -500,6 +501,18 @@ def test_without_the_older_meta_page_snapshots_are_kept_too(path: Path) -> None:
     report, target = salvaged(path)
     assert report.lost == ()
     assert entries(target) == before
+
+
+def test_segments_that_only_a_snapshot_held_are_no_loss_of_history(path: Path) -> None:
+    with fdb.open(path) as db:
+        db.snapshot("held")
+        db.ingest("weather", some("a", [20]))
+        db.compact()
+    before = rows_of(path)
+    damage(path, key_of(path, NS_PINNED + table_id(path, "weather")))
+    report, target = salvaged(path)
+    assert told(report) == "snapshot 'held'"
+    assert rows_of(target) == before
 
 
 def test_a_row_whose_key_became_that_of_another_is_not_believed(path: Path) -> None:
