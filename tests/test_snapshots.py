@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -524,6 +525,28 @@ def test_verify_finds_what_a_snapshot_lacks_and_what_belongs_to_none(loaded: fdb
     told = damaged(loaded, lambda txn: txn.delete(record))
     assert "a manifest is held for no snapshot" in told
     assert "belongs to no live segment" in told
+
+
+def test_damage_of_saved_rows_names_table_and_key_of_each(loaded: fdb.Database) -> None:
+    loaded.snapshot("a")
+    put(loaded, 0, 1, 2)
+    put(loaded, 1, 1, 2)
+
+    def flip(txn: Any) -> None:
+        for key in saved:
+            row = bytes(txn.get(key) or b"")
+            txn.put(key, row[:-1] + bytes([row[-1] ^ 1]))
+
+    saved = entries(loaded, NS_UNDO)
+    with loaded._env.writer():
+        loaded._env.write(flip)
+    view = loaded.at("a")
+    for number, key in enumerate(KEYS["u"][:2]):
+        what = re.escape(f"online row of table 'one', key {key!r}, as it was saved for a snapshot: its checksum")
+        with pytest.raises(fdb.CorruptionError, match=f"{what} does not match.*restore a backup"):
+            view.get_online_features(["one:x"], {"u": [key]})
+        problem = loaded.verify().problems[number]
+        assert (problem.table, problem.key) == ("one", f"u={key!r}")
 
 
 # --- lineage --------------------------------------------------------------------------------------

@@ -243,6 +243,41 @@ def test_a_damaged_tail_is_refused(db: fdb.Database) -> None:
         assert {(one.table, one.column) for one in report.problems} == {("t", "tail")}
 
 
+def test_a_damaged_tail_is_not_taken_for_one_without_the_key(db: fdb.Database) -> None:
+    define(db)
+    db.ingest("t", rows(1, 2))
+    with db._env.read() as txn:
+        key, raw = next((bytes(key), bytes(raw)) for key, raw in txn.scan(limits.NS_TAIL) if len(key) > 5)
+
+    def move(txn: Any) -> None:
+        txn.delete(key)
+        # To the key of the other user's.
+        txn.put(key[:8] + b"\1" + key[9:], raw)
+
+    with db._env.writer():
+        db._env.write(move, durable=False)
+    before = stored(db)
+    with pytest.raises(fdb.CorruptionError, match=r"tail of .* damaged.*backup"):
+        db.forget({"user": [1]})
+    assert stored(db) == before
+
+
+@pytest.mark.parametrize("as_columns", [False, True])
+def test_after_a_damaged_block_of_keys_no_code_is_given_again(db: fdb.Database, as_columns: bool) -> None:
+    define(db)
+    db.ingest("t", rows(1, 2))
+    with db._env.read() as txn:
+        [(key, raw)] = [(bytes(key), bytes(raw)) for key, raw in txn.scan(limits.NS_CODE_BLOCK)]
+    assert raw[4] == 2  # of two keys none is left
+    with db._env.writer():
+        db._env.write(lambda txn: txn.put(key, raw[:4] + b"\0" + raw[5:]), durable=False)
+    before = stored(db)
+    [row] = rows(3)
+    with pytest.raises(fdb.CorruptionError, match=r"block 0 of key space .* is damaged.*backup"):
+        db.ingest("t", {name: [value] for name, value in row.items()} if as_columns else [row])
+    assert stored(db) == before
+
+
 # --- rows appended without arrays ---------------------------------------------------------------
 
 

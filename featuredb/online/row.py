@@ -39,7 +39,7 @@ def damaged(what: str, table: str, key: object) -> CorruptionError:
     """The error for an online row that cannot be trusted."""
     return CorruptionError(
         f"online row of table {table!r}, key {key!r}: {what}; the file is damaged: restore a backup, "
-        "or reload the online values with materialize()"
+        "or copy what is undamaged with salvage()"
     )
 
 

@@ -151,7 +151,7 @@ def drop_strays(work: Repair) -> None:
     for namespace in (NS_SEGMENT, NS_CHUNK):
         for key in [bytes(key) for key, _ in txn.scan(namespace) if bytes(key) not in live]:
             number, segment = int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:13], "big")
-            if (number, segment) not in unnamed:
+            if not unnamed & {(number, segment), (number, None)}:
                 lost.add(number)
                 if number in tables and (tables[number].name, segment) not in told:
                     told.add((tables[number].name, segment))

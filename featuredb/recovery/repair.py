@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featuredb.errors import CorruptionError
 from featuredb.limits import NS_PINNED, NS_SEGMENT, NS_SNAPSHOT, NS_STAGED, NS_UNDO
 from featuredb.storage.env import WriteTxn
 from featuredb.storage.log import append_commit
@@ -15,6 +16,7 @@ from featuredb.storage.manifest import pinned_manifests, staged_segments
 from featuredb.storage.records import unpack
 from featuredb.storage.registry import Registry, StoredTable
 from featuredb.verify.report import Check, Finding
+from featuredb.verify.strays import heads
 
 # Rows may be of any commit until the log is repaired, which goes by what commits they are of.
 _ANY_COMMIT = (1 << 63) - 1
@@ -26,8 +28,10 @@ class Repair:
 
     Attributes
     ----------
-    staged, held : set of (int, int)
-        Table and number of segments that no commit named yet, and of those that snapshots hold, live or not.
+    staged : set of (int, int)
+        Table and number of segments that no commit named yet.
+    held : set of (int, int or None)
+        Of those that snapshots hold, live or not; with None a table of which they hold what cannot be told.
     key_counts, forgotten
         As in `Check`, of the key spaces once they are in order.
     operations : dict of int to str
@@ -40,7 +44,7 @@ class Repair:
     lost: list[Finding] = field(default_factory=list)
     registry: Registry = field(default_factory=Registry)
     staged: set[tuple[int, int]] = field(default_factory=set)
-    held: set[tuple[int, int]] = field(default_factory=set)
+    held: set[tuple[int, int | None]] = field(default_factory=set)
     key_counts: dict[int, int] = field(default_factory=dict)
     forgotten: dict[int, Any] = field(default_factory=dict)
     operations: dict[int, str] = field(default_factory=dict)
@@ -99,8 +103,12 @@ def _drop_snapshots(work: Repair) -> None:
     txn = work.txn
     work.staged = set(staged_segments(txn))
     check = work.check()
-    with check.guarded():
-        work.held |= {(held.table_id, ref.id) for _, held in pinned_manifests(txn) for ref in held.segments}
+    for head in heads(txn, NS_PINNED, 4):
+        table_id = int.from_bytes(head, "big")
+        try:
+            work.held |= {(table_id, ref.id) for _, held in pinned_manifests(txn, table_id) for ref in held.segments}
+        except CorruptionError:
+            work.held.add((table_id, None))
     for key, raw in txn.scan(NS_SNAPSHOT):
         name = f"number {int.from_bytes(key[1:], 'big')}"
         with check.guarded():

@@ -106,13 +106,18 @@ class KeySpace:
         """Number of codes without a key."""
         return self._forgetting(txn)[1]
 
-    def count(self, txn: ReadTxn) -> int:
-        """Number of codes given."""
+    def _last_block(self, txn: ReadTxn) -> tuple[int, Heap]:
+        """Number and keys of the last block, which says how many codes were given."""
         last = txn.last(self._block_prefix)
         if last is None:
-            return 0
+            return 0, Heap.of([])
         block = int.from_bytes(last[0][5:], "big")
-        return block * KEYS_PER_BLOCK + int.from_bytes(last[1][4:8], "little")
+        return block, unpack_block(*last, self._block_name(block))
+
+    def count(self, txn: ReadTxn) -> int:
+        """Number of codes given."""
+        block, keys = self._last_block(txn)
+        return block * KEYS_PER_BLOCK + len(keys)
 
     def lookup(self, txn: ReadTxn, keys: Sequence[bytes]) -> NDArray[np.int32]:
         """The code of each key, -1 where unknown."""
@@ -127,7 +132,8 @@ class KeySpace:
 
     def append(self, txn: WriteTxn, keys: Heap) -> NDArray[np.int32]:
         """Give codes to `keys`: at least one, distinct, not yet in the space."""
-        first = self.count(txn)
+        block, held = self._last_block(txn)
+        first = block * KEYS_PER_BLOCK + len(held)
         if first + len(keys) > ENTITIES_MAX:
             raise LimitError(
                 f"key space {self.id} would hold more than {ENTITIES_MAX} entity keys; use another file for the rest"
@@ -146,10 +152,7 @@ class KeySpace:
             step = min(KEYS_PER_BLOCK - used, len(keys) - done)
             key = self._block_prefix + block.to_bytes(4, "big")
             part = keys.part(done, done + step)
-            stored = txn.get(key) if used else None
-            if stored is not None:
-                part = Heap.concat([unpack_block(key, stored, self._block_name(block)), part])
-            txn.put(key, _pack_block(key, part))
+            txn.put(key, _pack_block(key, Heap.concat([held, part]) if used else part))
             done += step
         return codes
 

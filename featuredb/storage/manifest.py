@@ -118,7 +118,8 @@ def pin_manifest(txn: WriteTxn, table_id: int, snapshot_id: int) -> None:
 
 def held_manifest(key: Bytes, raw: Raw) -> Raw:
     """The value of the manifest that a snapshot holds a copy of; `CorruptionError` if that is damaged."""
-    return unseal(key, raw, f"the manifest of table {int.from_bytes(key[1:5], 'big')} that a snapshot holds")
+    number, snapshot_id = int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:], "big")
+    return unseal(key, raw, f"the manifest of table {number} that snapshot {snapshot_id} holds")
 
 
 def pinned_manifests(txn: ReadTxn, table_id: int | None = None) -> Iterator[tuple[int, Manifest]]:

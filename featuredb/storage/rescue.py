@@ -24,6 +24,7 @@ from featuredb import limits
 from featuredb.errors import BusyError, CorruptionError, FeatureDBError, NotADatabaseError
 from featuredb.limits import NS_COMMIT, NS_DEFINITION, NS_FORMAT, NS_ONLINE, NS_TAIL
 from featuredb.storage import datafile
+from featuredb.storage.crc import is_sealed
 from featuredb.storage.engine import NEW_MAP_BYTES, write_entries
 from featuredb.storage.pages import (
     BRANCH,
@@ -45,7 +46,7 @@ DEFINITIONS_OLDER = "definitions or log are damaged: what is missing of them was
 _DEPTH_MAX = 32
 # Of these an older state helps a newer one.
 _SHARED = (NS_COMMIT, NS_DEFINITION)
-# Nothing in these entries tells whose they are but their keys.
+# Of entries of one key the first counts: a damaged one may have the key of another.
 _TOLD_BY_KEY = (NS_ONLINE, NS_TAIL)
 _NAMESPACES = frozenset(value for name, value in vars(limits).items() if name.startswith("NS_"))
 
@@ -266,7 +267,7 @@ class _Rescue(PageWalk):
     def _leaf(
         self, tree: Tree, page: bytes, number: int, low: Key | None = None, high: Key | None = None
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The entries of a page, save those whose key is doubtful and would not be noticed to be wrong."""
+        """The entries of a page, save rows whose key is doubtful and which are not of it."""
         entries = list[tuple[bytes, bytes]]()
         for at in self._places(page):
             count = tree.counted["entries"]
@@ -280,7 +281,7 @@ class _Rescue(PageWalk):
                     entries.append((key, value))
         doubtful = _out_of_order([key for key, _ in entries], low, high)
         for place, entry in enumerate(entries):
-            if place in doubtful and entry[0].startswith(_TOLD_BY_KEY):
+            if place in doubtful and entry[0].startswith(_TOLD_BY_KEY) and not is_sealed(*entry):
                 tree.counted["entries"] -= 1
             else:
                 yield entry

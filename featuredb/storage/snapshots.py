@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import compress, islice, repeat
@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.errors import DefinitionError, InputError, NotFoundError, ReadOnlyError
+from featuredb.columns import Heap
+from featuredb.errors import CorruptionError, DefinitionError, InputError, NotFoundError, ReadOnlyError
+from featuredb.frames.arrays import to_pylist
 from featuredb.limits import (
     NS_COMMIT,
     NS_DEFINITION,
@@ -39,13 +41,14 @@ from featuredb.limits import (
     WRITE_TIMEOUT_SECONDS,
 )
 from featuredb.schema import check_name
-from featuredb.storage.crc import seal
+from featuredb.storage.crc import CRC_BYTES, is_sealed, seal
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
 from featuredb.storage.filemap import Tree
+from featuredb.storage.keys import decode_keys
 from featuredb.storage.log import append_commit, last_commit
 from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, held_manifest, pin_key, pin_manifest, pinned_manifests, unpin
 from featuredb.storage.moving import settle
-from featuredb.storage.records import Raw, binary, decode, pack, text, unseal, whole
+from featuredb.storage.records import Raw, binary, decode, pack, text, whole
 from featuredb.storage.txn import Bytes
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -172,12 +175,32 @@ def _pass_on(txn: WriteTxn, prefix: bytes, to_id: int) -> None:
     head = NS_UNDO + _id_bytes(to_id)
     for batch in _batches(txn, prefix):
         keys = [head + key[_UNDO_HEAD:] for key, _ in batch]
-        _put_missing(txn, keys, [_saved(key, value) for key, value in batch])
+        _put_missing(txn, keys, [_saved(txn, key, value) for key, value in batch])
 
 
-def _saved(key: Bytes, raw: Raw) -> Raw:
-    """The online row that was saved under `key`; empty if there was none."""
-    return unseal(key, raw, f"the online row {bytes(key[_UNDO_HEAD + 4 :])!r} that a snapshot has saved")
+def _saved(txn: ReadTxn, key: Bytes, raw: Raw) -> Raw:
+    """The online row that was saved under `key`; empty if there was none. By the definitions in `txn` it is named."""
+    if not is_sealed(key, raw):
+        raise CorruptionError(
+            f"{_saved_name(txn, bytes(key))}, as it was saved for a snapshot: its checksum does not match; the file is "
+            "damaged: restore a backup, or copy what is undamaged, without snapshots, with salvage()"
+        )
+    return raw[CRC_BYTES:]
+
+
+def _saved_name(txn: ReadTxn, key: bytes) -> str:
+    from featuredb.storage.registry import read_registry
+
+    number, entity_key = int.from_bytes(key[_UNDO_HEAD : _UNDO_HEAD + 4], "big"), key[_UNDO_HEAD + 4 :]
+    name = f"online row of table number {number}, key {entity_key.hex()}"
+    # A key that is damaged may be of no table, and none of its dtypes.
+    with suppress(CorruptionError, ValueError):
+        for table in read_registry(txn).tables.values():
+            if table.id == number:
+                name = f"online row of table {table.name!r}, key {entity_key.hex()}"
+                values = [to_pylist(column)[0] for column in decode_keys(Heap.of([entity_key]), table.key_dtypes)]
+                name = f"online row of table {table.name!r}, key {(values[0] if len(values) == 1 else tuple(values))!r}"
+    return name
 
 
 def _put_missing(txn: WriteTxn, keys: list[bytes], rows: Sequence[Bytes]) -> None:
@@ -274,7 +297,7 @@ class SnapshotTxn(ReadTxn):
                 name = layer + bytes(key[1:])
                 raw = self._inner.get(name)
                 if raw is not None:
-                    saved = _saved(name, raw)
+                    saved = _saved(self, name, raw)
                     return saved if len(saved) else None
         elif space == NS_MANIFEST:
             held = pin_key(int.from_bytes(key[1:5], "big"), self.snapshot.id)
@@ -297,7 +320,7 @@ class SnapshotTxn(ReadTxn):
         for layer in self._layers():
             saved = self._inner.get_many(list(map(layer.__add__, map(_online_tail, left))))
             if saved:
-                found.update((NS_ONLINE + bytes(key[_UNDO_HEAD:]), _saved(key, raw)) for key, raw in saved)
+                found.update((NS_ONLINE + bytes(key[_UNDO_HEAD:]), _saved(self, key, raw)) for key, raw in saved)
                 left = list(compress(left, map(not_, map(found.__contains__, left))))
         found.update((bytes(key), value) for key, value in self._inner.get_many(left))
         # An empty row says that there was none.
@@ -338,7 +361,7 @@ class SnapshotTxn(ReadTxn):
 
         def ranked(rank: int, under: bytes) -> Iterator[tuple[bytes, int, memoryview]]:
             for key, raw in self._inner.scan(under, start):
-                yield bytes(key[_UNDO_HEAD:]), rank, _saved(key, raw)
+                yield bytes(key[_UNDO_HEAD:]), rank, _saved(self, key, raw)
 
         layers = self._layers()
         streams = [ranked(rank, layer + prefix[1:]) for rank, layer in enumerate(layers)]

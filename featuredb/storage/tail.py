@@ -14,7 +14,7 @@ from typing import Any
 
 from featuredb.errors import CorruptionError
 from featuredb.limits import ENTITIES_MAX, NS_TAIL, TAIL_BYTES_MAX, TAIL_ROWS_MAX
-from featuredb.storage.crc import CRC_BYTES
+from featuredb.storage.crc import CRC_BYTES, is_sealed
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.records import decode, pack, wholes
 from featuredb.storage.txn import Bytes
@@ -95,8 +95,16 @@ def tail_rows(txn: ReadTxn, table_id: int) -> Iterator[tuple[bytes, int, int, in
 
 
 def tail_codes(txn: ReadTxn, table_id: int) -> list[int]:
-    """The entity codes that have rows in the tail."""
-    return list(dict.fromkeys(code for _, code, _, _, _ in tail_rows(txn, table_id)))
+    """The entity codes that have rows in the tail; `CorruptionError` if one of these is not of the key it is under."""
+    codes: dict[int, None] = {}
+    for key, code, _, _, raw in tail_rows(txn, table_id):
+        if not is_sealed(key, raw):
+            raise CorruptionError(
+                f"the tail of table {table_id} is damaged: it has a row whose checksum does not match; "
+                "restore the file from a backup"
+            )
+        codes[code] = None
+    return list(codes)
 
 
 def put_tail(txn: WriteTxn, table_id: int, commit_id: int, rows: Iterable[tuple[bytes, Bytes]]) -> Tail:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from featuredb.columns import Heap
+from featuredb.errors import CorruptionError
 from featuredb.limits import NS_PINNED, NS_SNAPSHOT, NS_UNDO
 from featuredb.online.index import BATCH_ROWS, OnlineIndex
 from featuredb.storage.env import ReadTxn
@@ -13,6 +14,7 @@ from featuredb.storage.registry import StoredTable, read_registry
 from featuredb.storage.snapshots import Snapshot, SnapshotTxn, find_snapshot, snapshots
 from featuredb.verify.history import check_pinned
 from featuredb.verify.report import Check
+from featuredb.verify.serving import key_text
 
 _ID = slice(1, 1 + SNAPSHOT_ID_BYTES)
 
@@ -59,4 +61,10 @@ def _check_table(check: Check, snapshot: Snapshot, view: ReadTxn, table: StoredT
     entries = check.txn.scan(prefix)
     while batch := list(islice(entries, BATCH_ROWS)):
         # What is saved under a snapshot is what is read at it; reading checks the checksums.
-        index.read(view, Heap.of([bytes(key[len(prefix) :]) for key, _ in batch]))
+        keys = [bytes(key[len(prefix) :]) for key, _ in batch]
+        try:
+            index.read(view, Heap.of(keys))
+        except CorruptionError:
+            for key in keys:
+                with check.guarded(f"snapshot {snapshot.name!r}", table=table.name, key=key_text(table, key)):
+                    index.read(view, Heap.of([key]))
