@@ -200,9 +200,10 @@ def take_after(fd: int, path: str, transaction: int) -> None:
     meta page of that parity. So the parity must be right already.
     """
     found = os.stat(path)
-    os.fchmod(fd, stat.S_IMODE(found.st_mode))
+    # The owner first: the permissions are for that one and its group.
     with contextlib.suppress(OSError):
         os.fchown(fd, found.st_uid, found.st_gid)
+    os.fchmod(fd, stat.S_IMODE(found.st_mode))
     newest = _read_meta(path, fd)
     behind = transaction - newest.transaction
     assert behind >= 0
