@@ -231,6 +231,16 @@ def check_regular(path: str) -> None:
         raise FileError(f"{path}: is empty; delete it, then open it with create=True")
 
 
+def check_lock_file(path: str) -> None:
+    """Raise if something else is where the lock file belongs: LMDB would write through a link, whatever it leads to."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise FileError(f"{path}: is in the place of the lock file, and is no regular file; remove it")
+
+
 def _check_content(path: str, fd: int, verify: Callable[[str], list[str]]) -> bytes:
     for looks_left in reversed(range(_LOOKS_MAX)):
         meta = _read_meta(path, fd)

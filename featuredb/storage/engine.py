@@ -90,6 +90,7 @@ def create_file(path: str) -> None:
 
 def open_files(path: str, *, readonly: bool, durable: bool, map_bytes: int) -> tuple[Any, int]:
     """The environment at `path`, and a descriptor of its data file."""
+    datafile.check_lock_file(f"{path}-lock")
     while True:
         try:
             fd, writable = os.open(path, os.O_RDWR | os.O_CLOEXEC), True
