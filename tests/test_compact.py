@@ -19,6 +19,7 @@ import featuredb as fdb
 from featuredb.storage import datafile, engine, rewrite
 from featuredb.storage.moving import STATE_KEY, is_marked
 from featuredb.storage.pages import file_faults
+from featuredb.storage.txn import ReadTxn
 
 
 @pytest.fixture
@@ -220,6 +221,23 @@ def test_the_permissions_are_kept_and_a_link_stays_one(path: Path) -> None:
     assert path.stat().st_mode & 0o7777 == 0o640
     with fdb.open(path) as db:
         assert rounds(db) == ([0], [0])
+
+
+def test_the_new_file_is_never_open_to_more_people_than_the_old(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.chmod(0o600)
+    modes = []
+    batches = rewrite._batches
+
+    def seen(txn: ReadTxn) -> Any:
+        for part in batches(txn):
+            modes.append(Path(datafile.successor_name(str(path))).stat().st_mode & 0o7777)
+            yield part
+
+    monkeypatch.setattr(rewrite, "_batches", seen)
+    with fdb.open(path) as db:
+        db.compact()
+    assert modes
+    assert set(modes) == {0o600}
 
 
 FULL_DISK = """

@@ -144,6 +144,25 @@ def test_a_new_file_honours_the_umask(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("what", ["link", "dangling link", "folder", "fifo"])
+def test_nothing_but_a_regular_file_is_written_to_as_lock_file(path: Path, what: str) -> None:
+    opened(path).close()
+    lock, other = path.with_name(f"{path.name}-lock"), path.with_name("other")
+    lock.unlink()
+    if what == "folder":
+        lock.mkdir()
+    elif what == "fifo":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(other)
+    if what == "link":
+        other.write_text("someone's")
+    for readonly in (True, False):
+        with pytest.raises(FileError, match=f"{lock}: is in the place of the lock file.*; remove it"):
+            open_env(path, create=False, readonly=readonly, durable=True)
+    assert not other.exists() or other.read_text() == "someone's"
+
+
 def test_the_path_is_resolved_and_links_share_one_environment(env: Env, path: Path) -> None:
     link = path.with_name("link.fdb")
     link.symlink_to(path)

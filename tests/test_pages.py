@@ -123,6 +123,19 @@ def test_damage_is_named_and_nothing_is_read(path: Path, damage: str) -> None:
     assert any(part in faults[0] for part in message.split("|")), faults
 
 
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(("at", "flags"), [(44, 0x4004), (44, 0x400C), (44, 0), (92, 0x02), (92, 0x04), (92, 0x08)])
+def test_a_file_whose_trees_are_of_another_order_or_kind_is_not_opened(
+    path: Path, at: int, flags: int, both: bool
+) -> None:
+    """LMDB would compare its keys in that way, which may have no end, or take values for trees."""
+    newest = meta(path)[0]
+    for base in (0, PAGE) if both else (newest,):
+        change(path, base + at, "<H", flags)
+    with pytest.raises(fdb.CorruptionError, match="meta pages are truncated or damaged"):
+        fdb.open(path, read_only=True)
+
+
 def test_the_end_of_a_value_beyond_the_end_of_the_file_is_refused(tmp_path: Path) -> None:
     """lmdb.verify looks at the first page of such a value only; reading the others would be SIGBUS."""
     path = tmp_path / "long.fdb"

@@ -29,6 +29,9 @@ _MAGIC = 0xBEEFC0DE
 _DATA_VERSION = 1
 META_BYTES = 152
 TRANSACTION_AT = 144
+# Of the tree of free pages, then of that of entries. The upper byte of the first is of the environment it was made in.
+_TREE_FLAGS_AT = (44, 92)
+_INTEGER_KEYS = 0x08
 PAGE_BYTES_MIN, PAGE_BYTES_MAX = 256, 1 << 15
 _LAST_PAGE_MAX = 1 << 47  # no file is longer
 _PAGE_HEADER_BYTES = 16
@@ -212,9 +215,10 @@ def take_after(fd: int, path: str, transaction: int) -> None:
     meta page of that parity. So the parity must be right already.
     """
     found = os.stat(path)
-    os.fchmod(fd, stat.S_IMODE(found.st_mode))
+    # The owner first: the permissions are for that one and its group.
     with contextlib.suppress(OSError):
         os.fchown(fd, found.st_uid, found.st_gid)
+    os.fchmod(fd, stat.S_IMODE(found.st_mode))
     newest = _read_meta(path, fd)
     behind = transaction - newest.transaction
     assert behind >= 0
@@ -240,6 +244,16 @@ def check_regular(path: str) -> None:
         raise FileError(f"{path}: is not a regular file")
     if found.st_size == 0:
         raise FileError(f"{path}: is empty; delete it, then open it with create=True")
+
+
+def check_lock_file(path: str) -> None:
+    """Raise if something else is where the lock file belongs: LMDB would write through a link, whatever it leads to."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise FileError(f"{path}: is in the place of the lock file, and is no regular file; remove it")
 
 
 def _check_content(path: str, fd: int, verify: Callable[[str], list[str]]) -> bytes:
@@ -294,7 +308,10 @@ def parse_meta(page: bytes) -> Meta | None:
     magic, version = struct.unpack_from("<II", page, 16)
     (page_bytes,) = struct.unpack_from("<I", page, 40)
     root, last_page, transaction = struct.unpack_from("<QQQ", page, 128)
-    sane = page_bytes & (page_bytes - 1) == 0 and PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX
+    free_flags, flags = (struct.unpack_from("<H", page, at)[0] for at in _TREE_FLAGS_AT)
+    # By these the engine compares keys and reads leaves: with others it would come to no end, or abort the process.
+    ordered = free_flags & 0xFF == _INTEGER_KEYS and flags == 0
+    sane = page_bytes & (page_bytes - 1) == 0 and PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX and ordered
     if (magic, version) != (_MAGIC, _DATA_VERSION) or not sane or not 1 <= last_page < _LAST_PAGE_MAX:
         return None
     return Meta(page_bytes, last_page, root, transaction)

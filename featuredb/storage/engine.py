@@ -40,10 +40,10 @@ _BATCH_BYTES = 1 << 26
 _CORRUPT = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
 
 
-def new_engine(path: str, map_bytes: int) -> Any:
+def new_engine(path: str, map_bytes: int, mode: int = 0o666) -> Any:
     """The environment of a new file that no one else knows yet. Nothing is synced but by ``sync(True)``."""
     return lmdb.open(
-        path, subdir=False, lib_version=0, lock=False, sync=False, map_size=map_bytes, max_dbs=0, mode=0o666
+        path, subdir=False, lib_version=0, lock=False, sync=False, map_size=map_bytes, max_dbs=0, mode=mode
     )
 
 
@@ -89,6 +89,7 @@ def create_file(path: str) -> None:
 
 def open_files(path: str, *, readonly: bool, durable: bool, map_bytes: int) -> tuple[Any, int]:
     """The environment at `path`, and a descriptor of its data file."""
+    datafile.check_lock_file(f"{path}-lock")
     while True:
         try:
             fd, writable = os.open(path, os.O_RDWR | os.O_CLOEXEC), True

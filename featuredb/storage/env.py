@@ -180,7 +180,7 @@ class Core:
         with self._translating():
             self.engine.sync(True)
 
-    def write_clean(self, path: str, batches: Iterable[Iterable[tuple[Bytes, Bytes]]]) -> int:
+    def write_clean(self, path: str, batches: Iterable[Iterable[tuple[Bytes, Bytes]]], mode: int = 0o666) -> int:
         """Write entries, in the order of their keys, to a new file; the number of its last transaction.
 
         Every page of it is new, so that it has no byte of any other entry. A read must be active, to hold the map.
@@ -188,7 +188,7 @@ class Core:
         """
         engine = None
         try:
-            engine = new_engine(path, 2 * self.lock.file_bytes() + NEW_MAP_BYTES)
+            engine = new_engine(path, 2 * self.lock.file_bytes() + NEW_MAP_BYTES, mode)
             for batch in batches:
                 with engine.begin(write=True) as target:
                     target.cursor().putmulti(batch, append=True)

@@ -85,7 +85,8 @@ def rewrite(env: Env) -> None:
             os.unlink(temporary)  # left by a process that was killed
         env.write(raise_version)
         with env.read() as txn:
-            written = env.core.write_clean(temporary, _batches(txn))
+            # For its owner alone until it is given the permissions of the old file, which may be as narrow.
+            written = env.core.write_clean(temporary, _batches(txn), mode=0o600)
         fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
