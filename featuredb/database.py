@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from featuredb.definitions import Definitions
-from featuredb.errors import ClosedError, DefinitionError, FileError, InputError, ReadOnlyError
+from featuredb.errors import ClosedError, DefinitionError, InputError, ReadOnlyError
 from featuredb.limits import MEMORY_MAP_SIZE_BYTES, QUERIES_HELD_MAX, WRITE_TIMEOUT_SECONDS
 from featuredb.loading import Loading, time_range
 from featuredb.maintenance import Maintenance
@@ -22,6 +22,7 @@ from featuredb.online.few import FEW_ROWS_MAX, read_few
 from featuredb.online.keys import key_columns
 from featuredb.online.query import OnlineQuery, query_of
 from featuredb.online.reader import OnlineReader, now_in_us, read_rows
+from featuredb.paths import path_text
 from featuredb.schema import Alias, FeatureService, check_aliases
 from featuredb.snapshots import Snapshots
 from featuredb.storage.env import Env, ReadTxn, open_env
@@ -89,12 +90,10 @@ def open_database(
     """
     if durability not in ("full", "relaxed"):
         raise InputError(f"durability must be 'full' or 'relaxed', not {durability!r}")
-    if not isinstance(path, str | os.PathLike):
-        raise FileError(f"path must be a str or a path, not {path!r}")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < inf:
         raise InputError(f"timeout must be a number of seconds, not {timeout!r}")
     folder, map_bytes = None, None
-    path = os.fsdecode(path)
+    path = path_text(path)
     if path == ":memory:":
         if read_only:
             raise InputError("':memory:' is always new: it cannot be opened read-only")

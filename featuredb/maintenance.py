@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from featuredb.errors import CorruptionError, FileError, InputError
+from featuredb.errors import CorruptionError, InputError
+from featuredb.paths import path_text
 from featuredb.storage.env import Env, ReadTxn, open_env
 from featuredb.storage.log import Commit, commits
 from featuredb.storage.manifest import discard_staged
@@ -134,9 +135,7 @@ class Maintenance:
             If the copy that was to be checked is not in order. There is no file at `path`.
         """
         self._check_open()
-        if not isinstance(path, str | os.PathLike):
-            raise FileError(f"path must be a str or a path, not {path!r}")
-        self._env.copy(os.fsdecode(path), _check_copy if check else None)
+        self._env.copy(path_text(path), _check_copy if check else None)
 
     def forget(self, keys: Any, tables: str | Sequence[str] | None = None) -> ForgetReport:
         """Remove entities from history, online values and the dictionary of keys, in one commit.

@@ -237,11 +237,9 @@ class TinyReader:
             offsets = np.frombuffer(body, "<u4", count + 1, 4).tolist()
             data = body[4 + 4 * (count + 1) :]
             keys += [data[a:b] for a, b in pairwise(offsets)]
-        tree = self.under(b"k" + struct.pack(">I", space))
-        packed = [struct.pack("<I", code) for code in range(len(keys))]
-        assert tree == {
-            key: code + struct.pack("<I", zlib.crc32(key + code)) for key, code in zip(keys, packed, strict=True) if key
-        }
+        prefix = b"k" + struct.pack(">I", space)
+        tree = {key: self.body(prefix + key) for key in self.under(prefix)}
+        assert tree == {key: struct.pack("<I", code) for code, key in enumerate(keys) if key}
         marker = b"b" + struct.pack(">I", space)
         generation, forgotten = self.record(marker) if marker in self.entries else (0, 0)
         assert keys.count(b"") == forgotten >= generation

@@ -195,7 +195,7 @@ def test_keys_and_codes_of_another_space_are_damage(bases: dict[str, mutants.Bas
     assert "an entity key is" in problems(path)
     assert "of other dtypes than its own" in read(path)
     key = next(key for key in base.entries if key[:1] == limits.NS_KEY)
-    path = written(base, tmp_path / "code.fdb", {key: b"\xff\xff\xff\xff" + bytes(4)})
+    path = written(base, tmp_path / "code.fdb", {key: bytes(4) + b"\xff\xff\xff\xff"})
     assert "the code of key" in problems(path)
 
 

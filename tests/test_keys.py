@@ -15,6 +15,7 @@ from featuredb.offline import kernels
 from featuredb.offline.dictionary import _encoder
 from featuredb.offline.kernels.hashing import LANES
 from featuredb.schema import DTYPES, INTEGER_NAMES, DType
+from featuredb.storage.crc import seal
 from featuredb.storage.keys import decode_keys, encode_keys, value_encoder
 from featuredb.storage.keyspace import _pack_codes, code_of
 from featuredb.storage.segment import frozen
@@ -147,5 +148,8 @@ def test_codes_are_stored_with_the_checksum_that_their_readers_expect(
     codes = np.array([0, 1, 255, 256, 70_000, 2**31 - 3, 7, 8, 9, 10], dtype=np.int32)
     for start, stop in ((0, 10), (2, 9), (4, 5)):
         packed = _pack_codes(Heap.of(keys).part(start, stop), codes[start:stop])
+        assert packed == [
+            seal(key, code.tobytes()) for key, code in zip(keys[start:stop], codes[start:stop], strict=True)
+        ]
         read = [code_of(key, memoryview(raw)) for key, raw in zip(keys[start:stop], packed, strict=True)]
         assert read == codes[start:stop].tolist()

@@ -20,6 +20,7 @@ LINES_MAX = 460
 LEVELS = {
     "errors": 0,
     "limits": 0,
+    "paths": 1,
     "schema": 1,
     "columns": 2,
     "nested": 2,

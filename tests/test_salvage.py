@@ -605,10 +605,21 @@ def of_another_program(path: Path) -> None:
         txn.put(b"\0key", b"value")
 
 
+def of_another_program_with_our_key(path: Path) -> None:
+    path.unlink()
+    with lmdb.open(str(path), subdir=False, lib_version=0, lock=False) as env, env.begin(write=True) as txn:
+        txn.put(NS_FORMAT, b"value")
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: path.unlink(), "no such file"),
     "foreign": (foreign, "nothing of it can be salvaged"),
     "another": (of_another_program, "of another program"),
+    "an empty name of ours": (of_another_program_with_our_key, "nothing can be salvaged"),
+    "nothing but meta pages": (
+        lambda path: path.write_bytes(path.read_bytes()[: 2 * PAGE + 100]),
+        "nothing can be salvaged",
+    ),
     "target": (lambda path: path.with_name("target.fdb").write_bytes(b"mine"), "exists already"),
 }
 

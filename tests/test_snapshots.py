@@ -549,6 +549,29 @@ def test_damage_of_saved_rows_names_table_and_key_of_each(loaded: fdb.Database) 
         assert (problem.table, problem.key) == ("one", f"u={key!r}")
 
 
+def test_a_damaged_snapshot_leaves_the_others_alone(loaded: fdb.Database) -> None:
+    for name in ("a", "b", "c"):
+        loaded.snapshot(name)
+        put(loaded, 0, 1, len(name))
+
+    def flip(txn: Any) -> None:
+        row = bytes(txn.get(middle) or b"")
+        txn.put(middle, row[:-1] + bytes([row[-1] ^ 1]))
+
+    middle = entries(loaded, NS_SNAPSHOT)[1]
+    with loaded._env.writer():
+        loaded._env.write(flip)
+    problems = loaded.verify().problems
+    assert [problem.what.partition(":")[0] for problem in problems] == [
+        f"the record of snapshot {int.from_bytes(middle[1:], 'big')} is damaged"
+    ]
+    for name in ("a", "c"):
+        assert loaded.at(name).verify().ok
+    for name in ("b", "none"):
+        with pytest.raises(fdb.CorruptionError, match="the record of snapshot"):
+            loaded.at(name)
+
+
 # --- lineage --------------------------------------------------------------------------------------
 
 

@@ -278,6 +278,15 @@ def test_what_belongs_to_nothing_is_reported(golden: fdb.Database, kind: str) ->
     assert (finding.table, finding.segment) == where
 
 
+def test_an_entry_among_the_rows_of_a_tail_that_is_none_is_reported(golden: fdb.Database) -> None:
+    head = b"o" + stored(golden, "keyed").id.to_bytes(4, "big")
+    for key in (head + b"\xff\xff", head + b"\0"):
+        put(golden, key, b"x")
+        assert "is no key of a row" in str(golden.verify())
+        write(golden, lambda txn: txn.delete(key))  # noqa: B023
+    assert golden.verify().ok
+
+
 # --- online -------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featuredb.errors import CorruptionError, FeatureDBError, FileError
+from featuredb.paths import path_text
 from featuredb.storage import datafile
 from featuredb.storage.env import open_env
 
@@ -118,10 +119,7 @@ def salvage(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Salvage
     from featuredb.verify import verify_env
 
     began = time.perf_counter()
-    for name, path in (("src", src), ("dst", dst)):
-        if not isinstance(path, str | os.PathLike):
-            raise FileError(f"{name} must be a str or a path, not {path!r}")
-    source, target = (os.path.realpath(os.fsdecode(path)) for path in (src, dst))
+    source, target = (os.path.realpath(path_text(path, name)) for path, name in ((src, "src"), (dst, "dst")))
     if os.path.lexists(target):
         raise FileError(f"{target}: exists already; choose another name or delete it")
     lost: list[Finding] = []

@@ -100,7 +100,7 @@ def _rewrite_space(work: Repair, space: KeySpace) -> int:
     known = set(keys.values())
     for key, raw in txn.scan(NS_KEY + number):
         name = bytes(key[5:])
-        code = code_of(name, raw)
+        code = code_of(key, raw)
         if code is not None and code not in keys and name not in known:
             keys[code] = name
     count = max(keys, default=-1) + 1

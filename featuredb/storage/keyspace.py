@@ -7,7 +7,6 @@ dictionary at memory speed.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,31 +20,30 @@ from featuredb.storage.crc import crc32_rows, is_sealed, seal
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keys import sort_order, whole_keys
 from featuredb.storage.records import decode, pack, wholes
+from featuredb.storage.txn import Bytes
 
 # The longest keys of one width whose checksums are faster in columns.
 _COLUMNS_BYTES_MAX = 64
 
 
-def _pack_codes(keys: Heap, codes: NDArray[np.int32]) -> list[bytes]:
-    """The value of each key in the tree: its code, little-endian, and the checksum of both."""
-    words = np.empty((len(keys), 2), dtype="<u4")
-    words[:, 0] = codes
-    packed = words[:, :1].copy()
-    width = keys.width
-    if 0 < width <= _COLUMNS_BYTES_MAX:
-        raw = keys.data[keys.offsets[0] : keys.offsets[-1]].reshape(-1, width)
-        words[:, 1] = crc32_rows(np.concatenate([raw, packed.view(np.uint8)], axis=1))
-    else:
-        both = map(bytes.__add__, keys.tolist(), packed.view("V4").reshape(-1).tolist())
-        words[:, 1] = np.fromiter(map(zlib.crc32, both), dtype=np.uint32, count=len(keys))
+def _pack_codes(names: Heap, codes: NDArray[np.int32]) -> list[bytes]:
+    """What is stored in the tree under each (whole) key: its code, little-endian, sealed."""
+    packed = codes.astype("<u4").reshape(-1, 1)
+    width = names.width
+    if not 0 < width <= _COLUMNS_BYTES_MAX:
+        return list(map(seal, names.tolist(), packed.view("V4").reshape(-1).tolist()))
+    words = np.empty((len(names), 2), dtype="<u4")
+    words[:, 1:] = packed
+    raw = names.data[names.offsets[0] : names.offsets[-1]].reshape(-1, width)
+    words[:, 0] = crc32_rows(np.concatenate([packed.view(np.uint8), raw], axis=1))
     return words.view("V8").reshape(-1).tolist()
 
 
-def code_of(key: bytes, raw: memoryview) -> int | None:
-    """The code that is stored for `key`, None if it is damaged."""
-    if len(raw) != 8 or zlib.crc32(key + bytes(raw[:4])) != int.from_bytes(raw[4:], "little"):
+def code_of(name: Bytes, raw: Bytes) -> int | None:
+    """The code that is stored under a (whole) key, None if it is damaged."""
+    if len(raw) != 8 or not is_sealed(name, raw):
         return None
-    code = int.from_bytes(raw[:4], "little")
+    code = int.from_bytes(raw[4:], "little")
     return code if code <= ENTITIES_MAX else None
 
 
@@ -123,11 +121,10 @@ class KeySpace:
         """The code of each key, -1 where unknown."""
         known: dict[bytes, int] = {}
         for name, raw in txn.get_many([self._key_prefix + key for key in keys]):
-            key = bytes(name[5:])
-            code = code_of(key, raw)
+            code = code_of(name, raw)
             if code is None:
                 raise CorruptionError(f"a code of key space {self.id} is damaged; restore the file from a backup")
-            known[key] = code
+            known[bytes(name[5:])] = code
         return np.fromiter((known.get(key, -1) for key in keys), dtype=np.int32, count=len(keys))
 
     def append(self, txn: WriteTxn, keys: Heap) -> NDArray[np.int32]:
@@ -141,11 +138,12 @@ class KeySpace:
         codes = np.arange(first, first + len(keys), dtype=np.int32)
         order = sort_order(keys)
         ordered = keys.take(order)
-        names = whole_keys(self._key_prefix, ordered).tolist()
+        whole = whole_keys(self._key_prefix, ordered)
+        names = whole.tolist()
         # At the end of the file, as in a new one, pages are filled one after the other; elsewhere they are split.
         last = txn.last(b"")
         append = last is None or last[0] < names[0]
-        txn.put_many(zip(names, _pack_codes(ordered, codes[order]), strict=True), append)
+        txn.put_many(zip(names, _pack_codes(whole, codes[order]), strict=True), append)
         done = 0
         while done < len(keys):
             block, used = divmod(first + done, KEYS_PER_BLOCK)

@@ -176,15 +176,17 @@ def _ours(path: str, entries: Iterator[tuple[bytes, bytes]], rescued: Rescued) -
         if key[:1] not in _NAMESPACES or (key[:1] == NS_FORMAT and key != NS_FORMAT):
             unknown += 1
             continue
-        known += 1
         if key == NS_FORMAT:
             try:
                 unpack(key, value, "the format record")
             except CorruptionError:
                 continue
             datafile.check_format(path, value)
+        known += 1
         yield key, value
-    if unknown and not known:
+    if not known and not unknown:
+        raise CorruptionError(f"{path}: no entry of it can be read, so that nothing can be salvaged; restore a backup")
+    if not known:
         raise NotADatabaseError(f"{path}: is an LMDB file of another program, not a featuredb file; check the path")
     if unknown:
         rescued.faults.append(f"{unknown} entries are of no known kind")

@@ -93,7 +93,8 @@ def _id_bytes(snapshot_id: int) -> bytes:
     return snapshot_id.to_bytes(SNAPSHOT_ID_BYTES, "big")
 
 
-def _unpacked(key: memoryview, raw: memoryview) -> tuple[Snapshot, dict[bytes, bytes]]:
+def snapshot_of(key: memoryview, raw: memoryview) -> tuple[Snapshot, dict[bytes, bytes]]:
+    """The snapshot that an entry records, and its definitions, keys to records."""
     number = int.from_bytes(key[1:], "big")
 
     def snapshot(record: Any) -> tuple[Snapshot, dict[bytes, bytes]]:
@@ -107,16 +108,24 @@ def _unpacked(key: memoryview, raw: memoryview) -> tuple[Snapshot, dict[bytes, b
 
 def snapshots(txn: ReadTxn) -> list[Snapshot]:
     """Every snapshot, oldest first."""
-    return [_unpacked(key, raw)[0] for key, raw in txn.scan(NS_SNAPSHOT)]
+    return [snapshot_of(key, raw)[0] for key, raw in txn.scan(NS_SNAPSHOT)]
 
 
 def find_snapshot(txn: ReadTxn, name: str) -> tuple[Snapshot, dict[bytes, bytes]]:
     """The snapshot `name` and its definitions, keys to records; `NotFoundError` names those there are."""
-    found = [_unpacked(key, raw) for key, raw in txn.scan(NS_SNAPSHOT)]
-    for snapshot, definitions in found:
+    found, damage = list[str](), None
+    for key, raw in txn.scan(NS_SNAPSHOT):
+        try:
+            snapshot, definitions = snapshot_of(key, raw)
+        except CorruptionError as error:
+            damage = error
+            continue
         if snapshot.name == name:
             return snapshot, definitions
-    known = ", ".join(snapshot.name for snapshot, _ in found) or "none yet"
+        found.append(snapshot.name)
+    if damage is not None:
+        raise damage
+    known = ", ".join(found) or "none yet"
     raise NotFoundError(f"no snapshot {name!r} in this file; there is: {known}")
 
 

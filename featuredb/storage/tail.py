@@ -80,7 +80,9 @@ def tail_rows(txn: ReadTxn, table_id: int) -> Iterator[tuple[bytes, int, int, in
     rows = marks = 0
     for key, raw in txn.scan(_head(table_id), b"\0"):
         if len(key) != _KEY_BYTES:
-            break
+            raise CorruptionError(
+                f"the tail of table {table_id} is damaged: {bytes(key).hex()} is no key of a row; restore a backup"
+            )
         rows, marks = rows + 1, marks ^ _mark(raw)
         code, event, created = _ROW.unpack_from(key, _TABLE_BYTES)
         if code > ENTITIES_MAX:

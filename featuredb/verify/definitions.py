@@ -148,10 +148,10 @@ def _read_tree(check: Check, prefix: bytes) -> tuple[Heap, NDArray[np.uint32]]:
     # In batches: the garbage collector walks all views that are held.
     while batch := list(islice(entries, BATCH_ROWS)):
         names = [bytes(key[len(prefix) :]) for key, _ in batch]
-        for key, (_, value) in zip(names, batch, strict=True):
+        for key, value in batch:
             code = code_of(key, value)
             if code is None:
-                raise CorruptionError(f"the code of key {key.hex()} in the tree is damaged")
+                raise CorruptionError(f"the code of key {key[len(prefix) :].hex()} in the tree is damaged")
             codes.append(code)
         keys.append(Heap.of(names))
     return _joined(keys), np.array(codes, dtype=np.uint32)

@@ -11,7 +11,7 @@ from featuredb.online.index import BATCH_ROWS, OnlineIndex
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.manifest import SNAPSHOT_ID_BYTES, pin_key
 from featuredb.storage.registry import StoredTable, read_registry
-from featuredb.storage.snapshots import Snapshot, SnapshotTxn, find_snapshot, snapshots
+from featuredb.storage.snapshots import Snapshot, SnapshotTxn, snapshot_of
 from featuredb.verify.history import check_pinned
 from featuredb.verify.report import Check
 from featuredb.verify.serving import key_text
@@ -22,17 +22,24 @@ _ID = slice(1, 1 + SNAPSHOT_ID_BYTES)
 def check_snapshots(check: Check) -> None:
     """Every snapshot can be read, and every held manifest and saved online row is of a table of a snapshot."""
     known: set[tuple[int, int]] = set()
-    # Numbers come from the keys, so that a damaged record does not make all that it holds look astray.
-    numbers = {int.from_bytes(key[1:], "big") for key, _ in check.txn.scan(NS_SNAPSHOT)}
+    # A damaged record does not make all that it holds look astray.
+    damaged: set[int] = set()
     strange = [bytes(key).hex() for key, _ in check.txn.scan(NS_SNAPSHOT) if len(key) != _ID.stop]
     if strange:
         check.problem(f"the key {strange[0]} is none of a snapshot")
         return
-    for snapshot in snapshots(check.txn):
+    for key, raw in check.txn.scan(NS_SNAPSHOT):
+        number, found = int.from_bytes(key[1:], "big"), None
+        with check.guarded():
+            found = snapshot_of(key, raw)
+        if found is None:
+            damaged.add(number)
+            continue
+        snapshot, definitions = found
         if not 0 <= snapshot.commit_id < snapshot.id <= check.last_commit:
             check.problem(f"snapshot {snapshot.name!r} holds commit {snapshot.commit_id}, and is not in the log")
         with check.guarded(f"snapshot {snapshot.name!r}"):
-            view = SnapshotTxn(check.txn, snapshot, find_snapshot(check.txn, snapshot.name)[1])
+            view = SnapshotTxn(check.txn, snapshot, definitions)
             registry = read_registry(view)
             for service in registry.services.values():
                 registry.references(service)
@@ -41,12 +48,13 @@ def check_snapshots(check: Check) -> None:
                 with check.guarded(f"snapshot {snapshot.name!r}", table=table.name):
                     _check_table(check, snapshot, view, table)
     for key, _ in check.txn.scan(NS_PINNED):
-        if (int.from_bytes(key[5:], "big"), int.from_bytes(key[1:5], "big")) not in known:
-            check.problem("a manifest is held for no snapshot", table=f"number {int.from_bytes(key[1:5], 'big')}")
+        number, table_id = int.from_bytes(key[5:], "big"), int.from_bytes(key[1:5], "big")
+        if number not in damaged and (number, table_id) not in known:
+            check.problem("a manifest is held for no snapshot", table=f"number {table_id}")
     strays = dict.fromkeys(bytes(key[: _ID.stop + 4]) for key, _ in check.txn.scan(NS_UNDO))
     for head in strays:
         number, table_id = int.from_bytes(head[_ID], "big"), int.from_bytes(head[_ID.stop :], "big")
-        if number not in numbers or (number, table_id) not in known:
+        if number not in damaged and (number, table_id) not in known:
             check.problem(f"online rows are saved for number {number}, no snapshot", table=f"number {table_id}")
 
 

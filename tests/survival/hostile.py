@@ -120,9 +120,7 @@ def repaired(
     changed = [key for key, value in after.items() if before.get(key) != value]
     for key in changed:
         value, space = fixed[key], key[:1]
-        if space == limits.NS_KEY and len(value) >= 4:
-            fixed[key] = value[:4] + zlib.crc32(key[5:] + value[:4]).to_bytes(4, "little") + value[8:]
-        elif space in _COPIES and len(value) >= 2 * CRC_BYTES:
+        if space in _COPIES and len(value) >= 2 * CRC_BYTES:
             fixed[key] = sealed(key, value[2 * CRC_BYTES :])
         elif space not in _UNSEALED and len(value) >= CRC_BYTES:
             fixed[key] = seal(key, value[CRC_BYTES:])
@@ -132,7 +130,7 @@ def repaired(
     return fixed
 
 
-_UNSEALED = {limits.NS_KEY, limits.NS_STAGED, limits.NS_CHUNK}
+_UNSEALED = {limits.NS_STAGED, limits.NS_CHUNK}
 # Of values that stood, with their checksums, under other keys.
 _COPIES = {limits.NS_PINNED, limits.NS_UNDO}
 
