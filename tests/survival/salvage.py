@@ -229,7 +229,7 @@ def judged(made: Made, content: bytes, folder: Path, *, written: bool) -> str:
     try:
         report = fdb.salvage(source, target)
     except fdb.CorruptionError as error:
-        if "no meta page" in str(error) and not target.exists():
+        if "can be salvaged" in str(error) and not target.exists():
             return "refused"
         return f"violation: refused: {error}"
     except Exception as error:
