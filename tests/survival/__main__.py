@@ -45,7 +45,7 @@ def main() -> None:
         choices=[*PROFILES, "table"],
         help="`table` prints the kept results, and puts them into the README",
     )
-    parser.add_argument("--count", type=int, help="cases of each profile; of processes seconds")
+    parser.add_argument("--count", type=int, help="cases of each profile; of processes seconds, of everybyte 0 for all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--results", type=Path, default=FILE, help="JSON file to keep the results in")
     given = parser.parse_args()
@@ -62,7 +62,8 @@ def main() -> None:
         short, run = PROFILES[profile]
         count = short if given.count is None else given.count
         unit = "seconds" if profile == "processes" else "cases"
-        print(f"{profile}: seed {given.seed}, {count} {unit}", flush=True)
+        asked = "every byte" if profile == "everybyte" and not count else f"{count} {unit}"
+        print(f"{profile}: seed {given.seed}, {asked}", flush=True)
         found = run(count, given.seed)
         records += [outcome.record() for outcome in ([found] if isinstance(found, Outcome) else found)]
         save(records, given.results)

@@ -160,9 +160,11 @@ def bitflips(count: int, seed: int) -> Outcome:
 
 
 def every_byte(count: int, seed: int) -> Outcome:
-    """One bit of every byte of a smaller file, or of the first `count`."""
+    """One bit of every byte of a smaller file, which a `count` of 0 means, or of the first `count`."""
     content, digests = _file(seed, SMALL_STEPS)
-    return _flip(Outcome("bit flips, every byte", seed), content, digests, range(count or len(content)))
+    places = range(min(count, len(content)) or len(content))
+    name = "bit flips, every byte" if len(places) == len(content) else "bit flips, first bytes"
+    return _flip(Outcome(name, seed), content, digests, places)
 
 
 def _flip(outcome: Outcome, content: bytes, digests: list[str], places: Sequence[int]) -> Outcome:

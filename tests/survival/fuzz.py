@@ -1,7 +1,10 @@
 """Hostile files (`mutants`): `verify` looks at each in one child, and everything is read in another.
 
+A file that `verify` finds in order is then also written to, and must be in order again.
+
 A signal, 10 s of processor time, memory beyond bounds, an error of another kind or without a remedy: each is a
-violation of `verify`, and of reads of a file that `verify` finds in order. What reads make of other files is counted.
+violation of `verify`, and of reads and writes of a file that `verify` finds in order; these two may raise no error at
+all. What reads make of other files is counted.
 
 A case is its number and nothing else. The first of a run is the seed, so that ``python -m tests.survival fuzz
 --seed N --count 1`` is the case N of any run again.
@@ -15,6 +18,7 @@ import resource
 import signal
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ import featuredb as fdb
 from featuredb import limits
 
 from . import children
-from .mutants import Base, make_bases, read_bases, write_mutant
+from .mutants import PAGE_BYTES, Base, make_bases, read_bases, write_mutant
 from .results import Outcome
 from .runs import NAME, emptied, scratch, stop_threads
 
@@ -40,6 +44,7 @@ MAP_BYTES = 1 << 26
 OTHERS_READ = 4
 ROUND, CASES_PER_CHILD = 2000, 200
 UNKNOWN = "violation: no remedy"
+ROWS_WRITTEN = 3
 
 
 def run(count: int, seed: int) -> Outcome:
@@ -49,12 +54,16 @@ def run(count: int, seed: int) -> Outcome:
     peak = 0
     with scratch() as folder, scratch() as scratched:
         make_bases(folder)
-        # Loaded and compiled here, for no case is to pay for it.
-        for path in sorted(folder.glob("*.fdb")):
-            if verified(path) != "sound" or read(path) != "read":
-                raise RuntimeError(f"{path.stem}: is to be in order")
-        stop_threads()
         bases = read_bases(folder)
+        # Loaded and compiled here, for no case is to pay for it.
+        for number, base in enumerate(bases):
+            # Without the free pages at its end a file is read by other code.
+            for content in (base.content, base.content[: max(base.live) + PAGE_BYTES]):
+                path = emptied(scratched) / NAME
+                path.write_bytes(content)
+                if (found := verified(path)) != "sound" or (found := used(path)) != "written":
+                    raise RuntimeError(f"sound file {number} is to be in order: {found}")
+        stop_threads()
 
         def looked(look: Callable[[Path], str], numbers: list[int]) -> dict[int, Any]:
             # Each child has a folder of its own.
@@ -66,12 +75,12 @@ def run(count: int, seed: int) -> Outcome:
             numbers = list(range(first, min(first + ROUND, seed + count)))
             by_verify = looked(verified, numbers)
             sound = {number for number in numbers if verdict_of(by_verify[number]) == "sound"}
-            by_read = looked(read, [number for number in numbers if number in sound or number % OTHERS_READ == 0])
+            by_use = looked(used, [number for number in numbers if number in sound])
+            by_read = looked(read, [number for number in numbers if number not in sound and not number % OTHERS_READ])
+            reads.update(verdict_of(result).partition(":")[0] for result in by_read.values())
             for number in numbers:
-                outcome.add(judged(by_verify[number], by_read.get(number)), f"case {number}")
+                outcome.add(judged(by_verify[number], by_use.get(number)), f"case {number}")
                 peak = max(peak, memory_of(by_verify[number]))
-                if number in by_read and number not in sound:
-                    reads[verdict_of(by_read[number]).partition(":")[0]] += 1
     shown = ", ".join(f"{number:,} {kind}" for kind, number in sorted(reads.items()))
     outcome.note(f"reads of every {OTHERS_READ}th file that verify does not find in order: {shown or 'none'}")
     outcome.note(f"most memory that verify took beside twice the file: {peak >> 20} MiB")
@@ -88,16 +97,16 @@ def verdict_of(result: Any) -> str:
     return f"{result}" if isinstance(result, children.Died) else result[0]
 
 
-def judged(by_verify: Any, by_read: Any) -> str:
+def judged(by_verify: Any, by_use: Any) -> str:
     """The verdict on one file."""
     if isinstance(by_verify, children.Died):
         return f"violation: the process ended by {by_verify}"
     verdict = verdict_of(by_verify)
     if verdict != "sound":
         return verdict
-    verdict = verdict_of(by_read)
+    verdict = verdict_of(by_use)
     found = verdict.removeprefix("violation: ")
-    return "sound" if verdict == "read" else f"violation: verify finds it in order, reading does not: {found}"
+    return "sound" if verdict == "written" else f"violation: verify finds it in order, use does not: {found}"
 
 
 def guarded(bases: list[Base], number: int, folder: Path, look: Callable[[Path], str]) -> tuple[str, int]:
@@ -123,9 +132,9 @@ def guarded(bases: list[Base], number: int, folder: Path, look: Callable[[Path],
 def measured(path: Path, look: Callable[[Path], str]) -> tuple[str, int]:
     """What `look` says of a file, and the memory that it took beside twice the file."""
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before, size = _status("VmRSS"), path.stat().st_size
     verdict = look(path)
-    return verdict, _status("VmHWM") - before - 2 * path.stat().st_size
+    return verdict, _status("VmHWM") - before - 2 * max(size, path.stat().st_size)
 
 
 _limited = False
@@ -169,6 +178,22 @@ def read(path: Path) -> str:
     except Exception as error:
         return f"bare: {type(error).__name__}: {error}"
     return "read"
+
+
+def used(path: Path) -> str:
+    """What use of a sound file gives: ``written``, or what is wrong."""
+    verdict = read(path)
+    if verdict != "read":
+        return f"reading: {verdict}"
+    try:
+        with fdb.open(path) as db:
+            write_all(db)
+    except fdb.FeatureDBError as error:
+        return f"writing: {type(error).__name__}: {error}"
+    except Exception as error:
+        return f"writing: bare: {type(error).__name__}: {error}"
+    verdict = verified(path)
+    return "written" if verdict == "sound" else f"written, then {verdict}"
 
 
 def has_remedy(error: Exception) -> bool:
@@ -219,3 +244,28 @@ def _read_table(db: fdb.Database, table: fdb.FeatureTable, whole: bool) -> None:
         many = {name: np.resize(values, max(rows, 80)) for name, values in keys.items()}
         db.get_online_features(references, many, now="2013-01-05", full_feature_names=True).to_dict()
         db.online_reader(references, full_feature_names=True).get(few[0])
+
+
+def write_all(db: fdb.Database) -> None:
+    """Write to all there is, with a snapshot that holds what was there, and write the file anew."""
+    db.apply(fdb.Entity("written", "int64"))
+    db.snapshot("written")
+    for table in db.list_feature_tables():
+        _write_table(db, table)
+    db.materialize()
+    db.compact()
+
+
+def _write_table(db: fdb.Database, table: fdb.FeatureTable) -> None:
+    """Newer rows of keys that a table has: with the values before them, the newest of nulls, and one replaced."""
+    stored = db.get_historical_features(None, [f"{table.name}:{table.feature_names[0]}"], latest=True).to_numpy()
+    keys = {table.column_of(name): stored[name][:ROWS_WRITTEN].tolist() for name in table.entities}
+    times = [name for name in (table.event_timestamp_column, table.created_timestamp_column) if name is not None]
+    features = [table.column_of(name) for name in table.feature_names]
+    for row in zip(*keys.values(), strict=True):
+        key = dict(zip(keys, row, strict=True))
+        first, second = (key | dict.fromkeys(times, datetime(2014, 1, day, tzinfo=UTC)) for day in (1, 2))
+        db.ingest(table.name, [first | {features[0]: None}], partial=True)
+        # Appended by code of its own, for it is the newest of its key.
+        db.ingest(table.name, [second | dict.fromkeys(features)])
+        db.ingest(table.name, [first | dict.fromkeys(features)])

@@ -67,8 +67,10 @@ def run(count: int, seed: int) -> Outcome:
                 kills += killed
                 where = f"seed {plan_seed}, " + (f"{point.place} call {point.at}" if point else f"after {delay:.4f} s")
                 verdict = children.one(lambda: examine_folder(folder, known, done, min(done + 1, len(known.digests))))  # noqa: B023
-                if killed:
-                    outcome.add(verdict, f"{where}, in step {done}")
+                violated = isinstance(verdict, children.Died) or verdict.startswith("violation")
+                # A run that ended before its kill is no case, but what it leaves must be right as well.
+                if killed or violated:
+                    outcome.add(verdict, f"{where}, " + (f"in step {done}" if killed else "which came after its end"))
             plan_seed += 1
     return outcome
 

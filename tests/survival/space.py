@@ -140,8 +140,13 @@ def in_little_memory(folder: Path, seed: int) -> list[str]:
             try:
                 db.ingest("wide", _wide(number), to="offline")
                 acknowledged = number
-            except (fdb.FeatureDBError, MemoryError) as error:
-                verdicts.append(f"{type(error).__name__}, then succeeded")
+            except Exception as error:
+                name = type(error).__name__
+                if not isinstance(error, fdb.FeatureDBError):
+                    return [f"violation: ingest {number}: a bare {name}: {error}"]
+                if "; " not in str(error):
+                    return [f"violation: ingest {number}: no remedy in {name}: {error}"]
+                verdicts.append(f"{name}, then succeeded")
                 break
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         if len(db.log()) != acknowledged + 1:
