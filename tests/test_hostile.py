@@ -126,6 +126,47 @@ def test_a_record_of_another_shape_is_damage_with_a_remedy(
     assert "restore the file from a backup" in outcome
 
 
+COUNTERS: dict[str, tuple[str, bytes, Callable[[Any], Any]]] = {
+    "the next segment": ("scalars", limits.NS_MANIFEST, lambda record: record.__setitem__(0, (1 << 64) - 1)),
+    "a segment": ("scalars", limits.NS_MANIFEST, lambda record: record[1][0].__setitem__(0, (1 << 64) - 1)),
+    "a version": ("scalars", limits.NS_MANIFEST, lambda record: record[1][0].__setitem__(3, 0xFFFF_FFFF)),
+    "definitions": ("scalars", b"d#", lambda record: record.__setitem__(0, (1 << 64) - 1)),
+    "the next table": ("scalars", b"d#", lambda record: record.__setitem__(1, 0xFFFF_FFFF)),
+    "keys forgotten": ("snapshots", limits.NS_CODE_BLOCK, lambda record: record.__setitem__(0, (1 << 64) - 1)),
+}
+
+
+@pytest.mark.parametrize("what", COUNTERS)
+def test_a_number_that_cannot_be_counted_on_from_is_damage(
+    what: str, bases: dict[str, mutants.Base], tmp_path: Path
+) -> None:
+    """Or else `verify` would find the file in order, and the next write could not be made."""
+    name, space, edit = COUNTERS[what]
+    path = written(bases[name], tmp_path / "x.fdb", edited(bases[name], space, edit))
+    assert "has an unknown shape" in problems(path)
+
+
+def test_rejected_rows_whose_numbers_are_used_up_are_damage(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    base = bases["scalars"]
+    (key,) = [key for key in base.entries if key[:1] == limits.NS_REJECTED]
+    path = tmp_path / "x.fdb"
+    path.write_bytes(base.content)
+    last = key[:5] + b"\xff" * 8
+    entries = {one: value for one, value in base.entries.items() if one != key} | {last: base.entries[key]}
+    mutants._rewrite(path, base.entries, hostile.repaired(base.entries, entries, lie=False))
+    assert "the numbers of its rejected rows are used up" in problems(path)
+
+
+def test_no_commit_can_follow_one_of_the_end_of_time(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    base = bases["scalars"]
+    key = max(key for key in base.entries if key[:1] == limits.NS_COMMIT)
+    said = unpack(key, base.entries[key], "a commit")
+    path = written(base, tmp_path / "x.fdb", {key: pack(key, [limits.TIMESTAMP_MAX_US, *said[1:]])})
+    assert problems(path).startswith("0 problems") or problems(path).startswith("ok")
+    with fdb.open(path) as db, pytest.raises(fdb.LimitError, match=r"end of the year 9999.*; check the clock"):
+        db.apply(fdb.Entity("later", "int64"))
+
+
 def test_numbers_of_a_record_are_integers_in_range() -> None:
     for value in (True, 1.0, "1", None, -1, 8):
         with pytest.raises(fdb.FileError, match=r"it has an unknown shape: .* is no integer from 0 to 7; restore"):

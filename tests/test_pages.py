@@ -70,6 +70,15 @@ def leaf(path: Path) -> int:
     return page * PAGE
 
 
+def free_key(path: Path, place: int) -> int:
+    """Where the number of a transaction is that freed pages: the first (0) or last (-1) in the tree of these."""
+    content, base = path.read_bytes(), meta(path)[4] * PAGE
+    flags, lower = struct.unpack_from("<HH", content, base + 10)
+    assert flags & 0x02, "not a leaf"
+    nodes = struct.unpack_from(f"<{(lower - 16) // 2}H", content, base + 16)
+    return base + int(nodes[place]) + 8
+
+
 def test_a_file_in_order_has_no_faults(path: Path) -> None:
     assert meta(path)[2] >= 3, "a tree of less depth shows little"
     assert file_faults(str(path)) == lmdb_verify(str(path)) == []
@@ -105,6 +114,8 @@ DAMAGE = {
     "a loop": (lambda path: change(path, meta(path)[0] + 80, "<Q", meta(path)[1]), "of kind|in use twice"),
     "entries": (lambda path: change(path, meta(path)[0] + 120, "<Q", 3), "should have"),
     "no free pages": (lambda path: change(path, meta(path)[0] + 80, "<Q", (1 << 64) - 1), "should have"),
+    "free since none": (lambda path: change(path, free_key(path, 0), "<Q", 0), "since transaction 0, which was none"),
+    "free later": (lambda path: change(path, free_key(path, -1), "<Q", 1 << 40), "which was none"),
     "the length": (lambda path: change(path, meta(path)[0] + 136, "<Q", 1 << 40), "should have 1099511627777 pages"),
     "one page more": (
         lambda path: change(path, meta(path)[0] + 136, "<Q", meta(path)[3] + 1),

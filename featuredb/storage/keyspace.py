@@ -19,7 +19,7 @@ from featuredb.limits import ENTITIES_MAX, KEYS_PER_BLOCK, NS_CODE_BLOCK, NS_KEY
 from featuredb.storage.crc import crc32_rows, is_sealed, seal
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.keys import sort_order, whole_keys
-from featuredb.storage.records import decode, pack, wholes
+from featuredb.storage.records import COUNTER_MAX, decode, pack, wholes
 from featuredb.storage.txn import Bytes
 
 # The longest keys of one width whose checksums are faster in columns.
@@ -91,7 +91,7 @@ class KeySpace:
             return 0, 0
 
         def facts(record: Any) -> tuple[int, int]:
-            generation, forgotten = wholes(record)
+            generation, forgotten = wholes(record, 0, COUNTER_MAX)
             return generation, forgotten
 
         return decode(self._block_prefix, raw, f"the generation of key space {self.id}", facts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from featuredb.errors import LimitError
 from featuredb.limits import ABSENT_US, NS_COMMIT, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.records import decode, pack, text, whole
@@ -60,6 +61,10 @@ def append_commit(txn: WriteTxn, operation: str, table: str | None, rows: int) -
     now_us = time.time_ns() // 1000
     # Knowledge time asks which commits had happened by then: the clock may step back, the log may not.
     time_us = now_us if last is None else max(now_us, last.time_us + 1)
+    if time_us > TIMESTAMP_MAX_US:
+        raise LimitError(
+            "the last commit, or the clock, is at the end of the year 9999: none can follow; check the clock"
+        )
     commit = Commit(1 if last is None else last.id + 1, time_us, operation, table, rows)
     key = NS_COMMIT + commit.id.to_bytes(8, "big")
     txn.put(key, pack(key, [time_us, operation, table, rows]))

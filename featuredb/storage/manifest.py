@@ -10,12 +10,14 @@ from typing import Any
 from featuredb.limits import NS_CHUNK, NS_MANIFEST, NS_PINNED, NS_SEGMENT, NS_STAGED, SEGMENT_ROWS_MAX
 from featuredb.storage.crc import seal
 from featuredb.storage.env import Env, ReadTxn, WriteTxn
-from featuredb.storage.records import Raw, decode, pack, unseal, whole, wholes
+from featuredb.storage.records import COUNTER_MAX, Raw, decode, pack, unseal, whole, wholes
 from featuredb.storage.txn import Bytes
 
 SNAPSHOT_ID_BYTES = 6
 # Column id of the lists of dead rows among a segment's chunks.
 DEAD = 0xFFFF_FFF5
+# Of lists of dead rows, which count on in a `u32`.
+_VERSION_MAX = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,10 @@ def _unpacked(raw: Bytes, table_id: int) -> Manifest:
     def manifest(record: Any) -> Manifest:
         next_id, segments = record
         refs = tuple(_ref_of(*wholes(fields)) for fields in segments)
-        wholes((ref.dead_version for ref in refs), 0, 0xFFFF_FFFF)
+        wholes((ref.dead_version for ref in refs), 0, _VERSION_MAX)
+        wholes((ref.id for ref in refs), 0, COUNTER_MAX)
         wholes((bound for ref in refs for bound in (ref.rows, ref.dead_count)), 0, SEGMENT_ROWS_MAX)
-        return Manifest(table_id, refs, whole(next_id))
+        return Manifest(table_id, refs, whole(next_id, 0, COUNTER_MAX))
 
     return decode(_key(table_id), raw, f"the manifest of table {table_id}", manifest)
 

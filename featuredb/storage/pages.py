@@ -257,6 +257,8 @@ class PageWalk:
         numbers = np.frombuffer(value, dtype="<u8") if len(value) % 8 == 0 else np.zeros(0, dtype="<u8")
         if not len(numbers) or numbers[0] != len(numbers) - 1:
             raise Fault(f"the free pages of transaction {transaction!r} are not a list")
+        if not 1 <= int(transaction) <= self._meta.transaction:
+            raise Fault(f"pages are free since transaction {transaction!r}, which was none")
         numbers = numbers[1:]
         if len(numbers) and (numbers[-1] < META_PAGES or numbers[0] > self._meta.last_page):
             raise Fault(f"a free page of transaction {transaction!r} is none of the file")

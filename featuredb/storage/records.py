@@ -14,6 +14,8 @@ from featuredb.storage.txn import Bytes
 T = TypeVar("T")
 Raw = TypeVar("Raw", bytes, bytearray, memoryview)
 
+# What counts on is far below: from a number that a record may have, counting overflows nothing.
+COUNTER_MAX = 4 * 10**18
 # What comes of taking a record for something else than it is; errors in definitions are among them.
 _UNLIKE = (TypeError, ValueError, LookupError, AttributeError, OverflowError)
 

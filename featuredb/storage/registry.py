@@ -22,11 +22,11 @@ from featuredb.schema import DTYPES, Alias, Definition, DType, Entity, Feature, 
 from featuredb.sources import source_from_record
 from featuredb.storage.env import ReadTxn, WriteTxn
 from featuredb.storage.moving import STATE_KEY
-from featuredb.storage.records import decode, pack, text, whole
+from featuredb.storage.records import COUNTER_MAX, decode, pack, text, whole
 from featuredb.storage.references import TableUse, resolve
 
-# Numbers of tables, key spaces and features are keys of four bytes.
-_NUMBER_MAX = 0xFFFF_FFFF
+# Numbers of tables, key spaces and features are keys of four bytes, and others are counted on from them.
+_NUMBER_MAX = 2_000_000_000
 D = TypeVar("D")
 
 _ENTITY, _TABLE, _SERVICE, _SPACE = (NS_DEFINITION + kind for kind in (b"e", b"t", b"s", b"k"))
@@ -208,13 +208,17 @@ def read_registry(txn: ReadTxn) -> Registry:
     if raw is None:
         return Registry()
     # What may follow says that the file is about to be replaced, see `storage.moving`.
-    facts = decode(STATE_KEY, raw, "the registry's state", lambda record: (whole(record[0]), whole(record[1])))
+    facts = decode(STATE_KEY, raw, "the registry's state", _state_of)
 
     def found(prefix: bytes) -> dict[str, Any]:
         return dict(starmap(definition_of, txn.scan(prefix)))
 
     spaces = {tuple(name.split("/")): number for name, number in found(_SPACE).items()}
     return Registry(*facts, found(_ENTITY), found(_TABLE), found(_SERVICE), spaces)
+
+
+def _state_of(record: Any) -> tuple[int, int]:
+    return whole(record[0], 0, COUNTER_MAX), whole(record[1], 0, _NUMBER_MAX)
 
 
 def write_registry(txn: WriteTxn, old: Registry, new: Registry) -> None:

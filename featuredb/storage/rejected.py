@@ -56,6 +56,12 @@ def _of_record(record: Any) -> RejectedRow:
     return RejectedRow(whole(commit_id), whole(row), text(column), shown, text(reason))
 
 
+def next_rejected(txn: ReadTxn, table_id: int) -> int:
+    """The number of the next rejected row of a table."""
+    last = txn.last(_prefix(table_id))
+    return 0 if last is None else _number(last[0]) + 1
+
+
 def count_rejected(txn: ReadTxn, table_id: int) -> int:
     """How many rejected rows of a table there are."""
     first, last = next(txn.scan(_prefix(table_id)), None), txn.last(_prefix(table_id))
@@ -65,9 +71,8 @@ def count_rejected(txn: ReadTxn, table_id: int) -> int:
 def add_rejected(txn: WriteTxn, table_id: int, rows: Sequence[RejectedRow]) -> None:
     """Keep `rows`, and of those before only as many as may be kept."""
     prefix = _prefix(table_id)
-    last = txn.last(prefix)
     # Numbers rise without gaps, so that the count and what is too old follow from the ends.
-    first_new = 0 if last is None else _number(last[0]) + 1
+    first_new = next_rejected(txn, table_id)
     for place, row in enumerate(rows[-REJECTED_ROWS_MAX:]):
         record = [row.commit_id, row.row, row.column, row.value, row.reason]
         key = prefix + (first_new + place).to_bytes(8, "big")

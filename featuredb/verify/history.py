@@ -18,8 +18,9 @@ from featuredb.limits import (
 )
 from featuredb.storage.env import ReadTxn
 from featuredb.storage.manifest import SegmentRef, chunk_prefix, dead_key, read_manifest
+from featuredb.storage.records import COUNTER_MAX
 from featuredb.storage.registry import StoredTable
-from featuredb.storage.rejected import count_rejected, rejected_rows
+from featuredb.storage.rejected import count_rejected, next_rejected, rejected_rows
 from featuredb.storage.segment import (
     BYTES,
     CODES,
@@ -98,6 +99,8 @@ def check_rejected(check: Check, table: StoredTable) -> None:
     rows = list(rejected_rows(check.txn, table.id))
     if len(rows) != count_rejected(check.txn, table.id):
         check.problem("its rejected rows are not numbered without gaps", table=table.name)
+    if next_rejected(check.txn, table.id) > COUNTER_MAX:
+        check.problem("the numbers of its rejected rows are used up", table=table.name)
     if len(rows) > REJECTED_ROWS_MAX:
         check.problem(f"it keeps {len(rows)} rejected rows; at most {REJECTED_ROWS_MAX}", table=table.name)
     if any(not 1 <= row.commit_id <= check.last_commit for row in rows):
