@@ -12,6 +12,10 @@ def path_text(path: str | os.PathLike[str], name: str = "path") -> str:
     if not isinstance(path, str | os.PathLike):
         raise FileError(f"{name} must be a str or a path, not {path!r}")
     text = os.fsdecode(path)
-    if "\0" in text:
-        raise FileError(f"{name} {text!r} has a null character, which no path has; give another")
+    try:
+        reason = "it has a null character" if b"\0" in os.fsencode(text) else None
+    except UnicodeEncodeError as error:
+        reason = str(error)
+    if reason is not None:
+        raise FileError(f"{name} {text!r} cannot be the name of a file: {reason}; give another")
     return text

@@ -476,18 +476,18 @@ def test_a_path_that_is_no_database_is_refused(tmp_path: Path, name: str, read_o
     assert {entry.name for entry in tmp_path.iterdir()} <= {"some.fdb"}
 
 
-NULL_CHARACTER: dict[str, Callable[[fdb.Database, str], Any]] = {
+NO_PATHS: dict[str, Callable[[fdb.Database, str], Any]] = {
     "open": lambda _, bad: fdb.open(bad),
     "backup": lambda db, bad: db.backup(bad),
     "salvage": lambda _, bad: fdb.salvage(bad, "x"),
-    "to_parquet": lambda db, bad: db.get_historical_features(None, ["weather:temp"]).to_parquet(bad),
 }
 
 
-@pytest.mark.parametrize("what", NULL_CHARACTER)
-def test_a_path_with_a_null_character_is_refused(stored: fdb.Database, what: str) -> None:
-    with pytest.raises(fdb.FileError, match="null character, which no path has; give another"):
-        NULL_CHARACTER[what](stored, "a\0b")
+@pytest.mark.parametrize("path", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("what", NO_PATHS)
+def test_text_that_can_be_no_path_is_refused(stored: fdb.Database, what: str, path: str) -> None:
+    with pytest.raises(fdb.FileError, match=r"^(path|src) '.*' cannot be the name of a file: .*; give another"):
+        NO_PATHS[what](stored, path)
 
 
 WRITES: dict[str, Callable[[fdb.Database], Any]] = {

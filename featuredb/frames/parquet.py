@@ -15,7 +15,6 @@ import numpy as np
 
 from featuredb.errors import FileError, InputError, Problem, input_error
 from featuredb.frames.arrays import first_line, import_pyarrow
-from featuredb.paths import path_text
 
 
 class ParquetWriter:
@@ -40,7 +39,7 @@ class ParquetWriter:
         import_pyarrow("Parquet output")
         if not isinstance(path, (str, os.PathLike)):
             raise InputError(f"path: must be a str or a pathlib.Path, not a {type(path).__name__}")
-        self._path = os.path.abspath(path_text(path))
+        self._path = os.path.abspath(os.fsdecode(path))
         if os.path.isdir(self._path):
             raise FileError(f"cannot write {self._path}: it is a directory; give the path of a file")
         folder, name = os.path.split(self._path)
