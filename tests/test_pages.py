@@ -106,6 +106,7 @@ DAMAGE = {
     "its own number": (lambda path: change(path, leaf(path), "<Q", 77), "says that it is page 77"),
     "its kind": (lambda path: change(path, leaf(path) + 10, "<H", 1), "of kind 0x1"),
     "its bounds": (lambda path: change(path, leaf(path) + 12, "<H", 4000), "has its nodes between"),
+    "the gap": (lambda path: change(path, leaf(path) + 14, "<H", number(path, leaf(path) + 12, "<H")), "they do not"),
     "a node": (lambda path: change(path, leaf(path) + 16, "<H", 4095), "is outside it"),
     "a key": (lambda path: change(path, leaf(path) + number(path, leaf(path) + 16, "<H") + 6, "<H", 9999), "cut off"),
     "a value": (lambda path: change(path, leaf(path) + number(path, leaf(path) + 16, "<H"), "<H", 9999), "not inside"),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from featuredb import limits
 from featuredb.errors import CorruptionError, FileError, FormatVersionError, NotADatabaseError
-from featuredb.storage.records import pack, unpack
+from featuredb.storage.records import COUNTER_MAX, pack, unpack
 
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # LMDB reports a write cut short by a full disk as EIO.
@@ -310,6 +310,9 @@ def parse_meta(page: bytes) -> Meta | None:
     root, last_page, transaction = struct.unpack_from("<QQQ", page, 128)
     free_flags, flags = (struct.unpack_from("<H", page, at)[0] for at in _TREE_FLAGS_AT)
     # By these the engine compares keys and reads leaves: with others it would come to no end, or abort the process.
+    # The next transactions count on from it.
+    if transaction > COUNTER_MAX:
+        return None
     ordered = free_flags & 0xFF == _INTEGER_KEYS and flags == 0
     sane = page_bytes & (page_bytes - 1) == 0 and PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX and ordered
     if (magic, version) != (_MAGIC, _DATA_VERSION) or not sane or not 1 <= last_page < _LAST_PAGE_MAX:

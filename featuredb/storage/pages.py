@@ -153,6 +153,10 @@ class PageWalk:
             page, flags = self._read(number, f"tree of {tree.name}")
             if depth > tree.depth or flags != (LEAF if depth == tree.depth else BRANCH):
                 raise Fault(f"page {number}, at level {depth} of {tree.depth}, is of kind {flags:#x}")
+            (begin,) = struct.unpack_from("<H", page, 14)
+            # The engine puts the next node below it.
+            if begin != min(self._places(page)):
+                raise Fault(f"page {number} says that its nodes begin at {begin}, and they do not")
             if flags == LEAF:
                 tree.counted["leaf pages"] += 1
                 for at in self._places(page):
