@@ -240,6 +240,16 @@ def test_keys_and_codes_of_another_space_are_damage(bases: dict[str, mutants.Bas
     assert "the code of key" in problems(path)
 
 
+def test_a_held_manifest_says_of_a_live_segment_what_is_so(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
+    base = bases["snapshots"]
+    key = max(key for key in base.entries if key[:1] == limits.NS_PINNED)
+    manifest = hostile.copied_from(key)
+    record = unpack(manifest, base.entries[key][4:], "a manifest")
+    record[1][0][2] += 1
+    path = written(base, tmp_path / "x.fdb", {key: hostile.sealed(key, pack(manifest, record)[4:])})
+    assert "rows, the manifest that is held" in problems(path)
+
+
 def test_definitions_of_a_snapshot_are_verified(bases: dict[str, mutants.Base], tmp_path: Path) -> None:
     base = bases["snapshots"]
 

@@ -58,6 +58,9 @@ def check_pinned(check: Check, txn: ReadTxn, table: StoredTable) -> None:
             check.segments_live.add((table.id, ref.id))
             check.unread.add((table.id, ref.id))
             _check_segment(check, table, ref, reader)
+        elif reader.rows != ref.rows:
+            what = f"its descriptor has {reader.rows} rows, the manifest that is held {ref.rows}"
+            check.problem(what, table=table.name, segment=ref.id)
         elif ref.dead_count and dead_key(table.id, ref.id, ref.dead_version) not in check.chunks_expected:
             _expect_chunks(check, reader)
             _check_dead(check, table, reader)
