@@ -149,9 +149,9 @@ class OnlineIndex:
         for start in range(0, len(order), step):
             stop = min(start + step, len(order))
             rows = slice(start, stop) if ordered else order[start:stop]
-            taken = {name: column.take(rows) for name, column in columns.items()}
-            packed = self.pack(names.part(start, stop), event[rows], created[rows], commit[rows], taken)
-            full, values = names.part(start, stop).tolist(), packed.tolist()
+            part, taken = names.part(start, stop), {name: column.take(rows) for name, column in columns.items()}
+            packed = self.pack(part, event[rows], created[rows], commit[rows], taken)
+            full, values = part.tolist(), packed.tolist()
             if lookup is not None:
                 wins = self._wins(lookup, keys, start, stop, packed)
                 if not wins.all():

@@ -25,8 +25,8 @@ from featuredb.storage.records import COUNTER_MAX, pack, unpack
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # LMDB reports a write cut short by a full disk as EIO.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-_MAGIC = 0xBEEFC0DE
-_DATA_VERSION = 1
+MAGIC = 0xBEEFC0DE
+DATA_VERSION = 1
 META_BYTES = 152
 TRANSACTION_AT = 144
 # Of the tree of free pages, then of that of entries. The upper byte of the first is of the environment it was made in.
@@ -35,7 +35,7 @@ _INTEGER_KEYS = 0x08
 PAGE_BYTES_MIN, PAGE_BYTES_MAX = 256, 1 << 15
 _LAST_PAGE_MAX = 1 << 47  # no file is longer
 _PAGE_HEADER_BYTES = 16
-_BRANCH, _LEAF, _META_PAGE = 0x01, 0x02, 0x08
+_BRANCH, _LEAF, META_PAGE = 0x01, 0x02, 0x08
 _BIG_VALUE = 0x01
 _DEPTH_MAX = 32
 _FORMAT_RECORD_BYTES_MAX = 4096
@@ -284,10 +284,10 @@ def _check_truncated(path: str, file_bytes: int, meta: Meta, verify: Callable[[s
 
 def _read_meta(path: str, fd: int) -> Meta:
     head = os.pread(fd, 4096, 0)
-    if len(head) < 32 or struct.unpack_from("<I", head, 16)[0] != _MAGIC:
+    if len(head) < 32 or struct.unpack_from("<I", head, 16)[0] != MAGIC:
         raise _foreign(path, f"is not a featuredb file{_guess(head)}")
     (version,) = struct.unpack_from("<I", head, 20)
-    if version != _DATA_VERSION:
+    if version != DATA_VERSION:
         raise _foreign(path, f"is not a featuredb file: its LMDB data version is {version}, not 1")
     first = parse_meta(head)
     second = parse_meta(os.pread(fd, META_BYTES, first.page_bytes)) if first is not None else None
@@ -303,19 +303,19 @@ def _read_meta(path: str, fd: int) -> Meta:
 
 def parse_meta(page: bytes) -> Meta | None:
     """What a meta page says, None if it is damaged."""
-    if len(page) < META_BYTES or not struct.unpack_from("<H", page, 10)[0] & _META_PAGE:
+    if len(page) < META_BYTES or not struct.unpack_from("<H", page, 10)[0] & META_PAGE:
         return None
     magic, version = struct.unpack_from("<II", page, 16)
     (page_bytes,) = struct.unpack_from("<I", page, 40)
     root, last_page, transaction = struct.unpack_from("<QQQ", page, 128)
     free_flags, flags = (struct.unpack_from("<H", page, at)[0] for at in _TREE_FLAGS_AT)
-    # By these the engine compares keys and reads leaves: with others it would come to no end, or abort the process.
-    # The next transactions count on from it.
-    if transaction > COUNTER_MAX:
-        return None
+    sane = page_bytes & (page_bytes - 1) == 0 and PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX
+    # By its flags the engine compares the keys of a tree and reads its leaves: with others it would come to no end, or
+    # abort the process.
     ordered = free_flags & 0xFF == _INTEGER_KEYS and flags == 0
-    sane = page_bytes & (page_bytes - 1) == 0 and PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX and ordered
-    if (magic, version) != (_MAGIC, _DATA_VERSION) or not sane or not 1 <= last_page < _LAST_PAGE_MAX:
+    # From its number the next transactions count on.
+    in_range = 1 <= last_page < _LAST_PAGE_MAX and transaction <= COUNTER_MAX
+    if (magic, version) != (MAGIC, DATA_VERSION) or not (sane and ordered and in_range):
         return None
     return Meta(page_bytes, last_page, root, transaction)
 
@@ -376,7 +376,7 @@ def _guess(head: bytes) -> str:
     for at, signature, name in _SIGNATURES:
         if head[at : at + len(signature)] == signature:
             return f" but {name}"
-    if len(head) >= 28 and struct.unpack_from("<I", head, 24)[0] == _MAGIC:
+    if len(head) >= 28 and struct.unpack_from("<I", head, 24)[0] == MAGIC:
         return " but an LMDB 1.0 file of another program"
     # A multi-byte character may be cut at the end of what was read.
     text = head.decode("utf-8", errors="ignore")

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featuredb.storage.datafile import PAGE_BYTES_MAX, PAGE_BYTES_MIN
+from featuredb.storage.datafile import DATA_VERSION, MAGIC, META_PAGE, PAGE_BYTES_MAX, PAGE_BYTES_MIN
 
 _PLATFORMS = ("linux", "darwin")  # a map shows at once what was written to the file
 _ENGINE = (0, 9)
-_MAGIC, _DATA_VERSION = 0xBEEFC0DE, 1
-_META_PAGE = 0x08
 # Page number, flags; then magic, data version; map address and size, the free list's record; then the main tree's
 # flags, depth, branch, leaf and overflow pages, entries and root; last page and transaction.
 _META = struct.Struct("<Q2xH4xII16x48x4xHHQQQQQQQ")
@@ -66,7 +64,7 @@ class FileMap:
         slot = number & 1
         meta, other = (_META.unpack(pages[at * page_bytes :][: _META.size].tobytes()) for at in (slot, 1 - slot))
         page, flags, magic, version, tree_flags, *statistics, root, last_page, transaction = meta
-        if (page, flags, magic, version, tree_flags) != (slot, _META_PAGE, _MAGIC, _DATA_VERSION, 0):
+        if (page, flags, magic, version, tree_flags) != (slot, META_PAGE, MAGIC, DATA_VERSION, 0):
             return None
         if transaction != number or other[-1] >= number or statistics != [stat[name] for name in _STATISTICS]:
             return None

@@ -47,7 +47,7 @@ _DEPTH_MAX = 32
 # Of these an older state helps a newer one.
 _SHARED = (NS_COMMIT, NS_DEFINITION)
 # Of entries of one key the first counts: a damaged one may have the key of another.
-_TOLD_BY_KEY = (NS_ONLINE, NS_TAIL)
+_ROWS = (NS_ONLINE, NS_TAIL)
 _NAMESPACES = frozenset(value for name, value in vars(limits).items() if name.startswith("NS_"))
 
 
@@ -76,7 +76,7 @@ def rescue(source: str, target: str) -> Rescued:
     NotADatabaseError, FormatVersionError
         It is another program's, or of a newer version.
     CorruptionError
-        Nothing tells where its entries are.
+        Nothing tells where its entries are, or none of them can be read.
     """
     datafile.check_regular(source)
     try:
@@ -170,6 +170,8 @@ def _ours(path: str, entries: Iterator[tuple[bytes, bytes]], rescued: Rescued) -
     ------
     NotADatabaseError, FormatVersionError
         None is of a known kind, or the record is whole and not one that this library reads.
+    CorruptionError
+        There is none.
     """
     known = unknown = 0
     for key, value in entries:
@@ -283,7 +285,7 @@ class _Rescue(PageWalk):
                     entries.append((key, value))
         doubtful = _out_of_order([key for key, _ in entries], low, high)
         for place, entry in enumerate(entries):
-            if place in doubtful and entry[0].startswith(_TOLD_BY_KEY) and not is_sealed(*entry):
+            if place in doubtful and entry[0].startswith(_ROWS) and not is_sealed(*entry):
                 tree.counted["entries"] -= 1
             else:
                 yield entry

@@ -65,6 +65,10 @@ def read_tail(txn: ReadTxn, table_id: int) -> Tail:
     return decode(key, raw, f"the head of the tail of table {table_id}", tail)
 
 
+def _damaged(table_id: int, what: str) -> CorruptionError:
+    return CorruptionError(f"the tail of table {table_id} is damaged: {what}; restore the file from a backup")
+
+
 def _mark(raw: Bytes) -> int:
     return int.from_bytes(raw[:CRC_BYTES], "little")
 
@@ -80,20 +84,15 @@ def tail_rows(txn: ReadTxn, table_id: int) -> Iterator[tuple[bytes, int, int, in
     rows = marks = 0
     for key, raw in txn.scan(_head(table_id), b"\0"):
         if len(key) != _KEY_BYTES:
-            raise CorruptionError(
-                f"the tail of table {table_id} is damaged: {bytes(key).hex()} is no key of a row; restore a backup"
-            )
+            raise _damaged(table_id, f"{bytes(key).hex()} is no key of a row")
         rows, marks = rows + 1, marks ^ _mark(raw)
         code, event, created = _ROW.unpack_from(key, _TABLE_BYTES)
         if code > ENTITIES_MAX:
-            raise CorruptionError(f"the tail of table {table_id} is damaged: it has code {code}; restore a backup")
+            raise _damaged(table_id, f"it has code {code}")
         yield bytes(key), code, event - _SIGN, created - _SIGN, raw
     tail = read_tail(txn, table_id)
     if (rows, marks) != (tail.rows, tail.marks):
-        raise CorruptionError(
-            f"the tail of table {table_id} is damaged: its rows are not those that its head counts; "
-            "restore the file from a backup"
-        )
+        raise _damaged(table_id, "its rows are not those that its head counts")
 
 
 def tail_codes(txn: ReadTxn, table_id: int) -> list[int]:
@@ -101,10 +100,7 @@ def tail_codes(txn: ReadTxn, table_id: int) -> list[int]:
     codes: dict[int, None] = {}
     for key, code, _, _, raw in tail_rows(txn, table_id):
         if not is_sealed(key, raw):
-            raise CorruptionError(
-                f"the tail of table {table_id} is damaged: it has a row whose checksum does not match; "
-                "restore the file from a backup"
-            )
+            raise _damaged(table_id, "it has a row whose checksum does not match")
         codes[code] = None
     return list(codes)
 
