@@ -490,7 +490,7 @@ FAULTS = (
     Fault(
         "pages of a killed reader stay pinned",
         "test_env.py",
-        "storage/env.py",
+        "storage/core.py",
         "        if pages > self._pages_seen:\n",
         "        if False:\n",
     ),

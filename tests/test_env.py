@@ -34,8 +34,8 @@ from featuredb.errors import (
     NotADatabaseError,
     ReadOnlyError,
 )
+from featuredb.storage import core, records
 from featuredb.storage import env as env_module
-from featuredb.storage import records
 from featuredb.storage.env import Env, open_env
 
 ROOT = Path(__file__).parent.parent
@@ -898,7 +898,7 @@ def test_a_swallowed_full_map_still_grows(tiny: Env) -> None:
 def test_growth_waits_for_reads_and_lets_nested_ones_through(tiny: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tiny, (b"k", b"v"))
     # Long enough that no read is let through just because time is up.
-    monkeypatch.setattr(env_module, "_GATE_SECONDS", 30)
+    monkeypatch.setattr(core, "_GATE_SECONDS", 30)
     reading, finish = threading.Event(), threading.Event()
     seen: list[bytes] = []
 
@@ -934,7 +934,7 @@ def test_growth_is_refused_inside_a_read_of_the_same_thread(tiny: Env) -> None:
 
 def test_growth_gives_up_on_a_read_that_stays_open(tiny: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "WRITE_TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr(env_module, "_GATE_SECONDS", 0.01)
+    monkeypatch.setattr(core, "_GATE_SECONDS", 0.01)
     reading, finish = threading.Event(), threading.Event()
 
     def read() -> None:

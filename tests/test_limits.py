@@ -18,7 +18,7 @@ import pytest
 
 import featuredb as fdb
 from featuredb import limits
-from featuredb.storage.env import Core
+from featuredb.storage.core import Core
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40

@@ -142,9 +142,9 @@ def assert_off(txn: ReadTxn, keys: list[bytes]) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("_MAGIC", 1),
-        ("_DATA_VERSION", 3),
-        ("_META_PAGE", 0x10),
+        ("MAGIC", 1),
+        ("DATA_VERSION", 3),
+        ("META_PAGE", 0x10),
         ("PAGE_BYTES_MAX", 256),
         ("_STATISTICS", ("entries", "depth", "branch_pages", "leaf_pages", "overflow_pages")),
     ],

@@ -14,7 +14,7 @@ from featuredb.storage.rewrite import rewrite, write_copy
 from featuredb.storage.txn import ReadTxn, WriteTxn
 
 if TYPE_CHECKING:
-    from featuredb.storage.env import Core
+    from featuredb.storage.core import Core
 
 T = TypeVar("T")
 

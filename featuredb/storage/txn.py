@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from featuredb.errors import ClosedError, InputError, LimitError
 
 if TYPE_CHECKING:
-    from featuredb.storage.env import Core
+    from featuredb.storage.core import Core
     from featuredb.storage.filemap import Tree
 
 Bytes = bytes | bytearray | memoryview
